@@ -1,0 +1,101 @@
+"""The server's arithmetic on one round: the ordered weighted sum, and the server optimizer's step.
+
+Only separate multiplications and additions are used. A fused multiply-add rounds once where the scalar tail of a
+vector kernel rounds twice, so with it the bits would depend on where a chunk ends.
+"""
+
+import torch
+from torch import Tensor
+
+from parablock_ray.algorithms.base import RoundPlan
+from parablock_ray.config.method import ServerAdaptive, ServerMomentum, ServerOptimizer
+
+
+class RoundSum:
+    """Σ n_i Δ_i of one round, folded in plan order whatever the order of arrival.
+
+    `bounds` are the chunks of the block. With `by_chunk` a chunk is folded as soon as it is its client's turn
+    (cut-through); without, a client is folded only when all its chunks are there (store-and-forward).
+    Both give the same bits.
+    """
+
+    def __init__(self, plan: RoundPlan, bounds: list[tuple[int, int]], dtype: torch.dtype, by_chunk: bool) -> None:
+        self.bounds = bounds
+        self.total = torch.zeros(bounds[-1][1], dtype=dtype)
+        self.weight = sum(visit.num_examples for visit in plan.visits)
+        self._order = [(visit.client, visit.num_examples) for visit in plan.visits]
+        self._by_chunk = by_chunk
+        self._arrived: dict[int, dict[int, Tensor]] = {visit.client: {} for visit in plan.visits}
+        self._num_folded = [0] * len(bounds)
+
+    def add(self, client: int, chunk: int, values: Tensor) -> None:
+        """Take chunk `chunk` of a client's delta (wire dtype) and fold whatever can now be folded."""
+        arrived = self._arrived[client]
+        arrived[chunk] = values
+        if self._by_chunk:
+            self._fold(chunk)
+        elif len(arrived) == len(self.bounds):
+            for each in range(len(self.bounds)):
+                self._fold(each)
+
+    def is_complete(self, chunk: int) -> bool:
+        """Whether every client's part of this chunk is in the sum."""
+        return self._num_folded[chunk] == len(self._order)
+
+    def mean(self, chunk: int) -> Tensor:
+        """Δ̄ of a complete chunk: the sum divided once by Σ n_i."""
+        assert self.is_complete(chunk)
+        start, end = self.bounds[chunk]
+        return self.total[start:end] / self.weight
+
+    def _fold(self, chunk: int) -> None:
+        start, end = self.bounds[chunk]
+        while self._num_folded[chunk] < len(self._order):
+            client, num_examples = self._order[self._num_folded[chunk]]
+            arrived = self._arrived[client]
+            if chunk not in arrived or not (self._by_chunk or self._is_whole(client)):
+                return
+            self.total[start:end] += arrived[chunk].to(self.total.dtype) * num_examples
+            arrived[chunk] = arrived[chunk][:0]  # folded: keep the mark, free the memory
+            self._num_folded[chunk] += 1
+
+    def _is_whole(self, client: int) -> bool:
+        return len(self._arrived[client]) == len(self.bounds)
+
+
+def server_step(optimizer: ServerOptimizer, state: dict[str, Tensor], mean: Tensor) -> Tensor:
+    """G = ServerOpt(Δ̄): what is added to x. Elementwise, so a chunk can be stepped without its neighbours.
+
+    `state` holds the optimizer's vectors for exactly these elements (see `new_server_state`) and is updated in
+    place. Adaptive rules: Reddi et al., arXiv 2003.00295, algorithm 2 (no bias correction, v starts at τ²).
+    """
+    if isinstance(optimizer, ServerMomentum):
+        momentum = state["momentum"]
+        momentum.mul_(optimizer.momentum).add_(mean)
+        if optimizer.name == "momentum":
+            return momentum * optimizer.lr
+        return (momentum * optimizer.momentum + mean) * optimizer.lr
+    if isinstance(optimizer, ServerAdaptive):
+        m, v = state["m"], state["v"]
+        m.mul_(optimizer.beta1).add_(mean * (1 - optimizer.beta1))
+        squared = mean * mean
+        if optimizer.name == "adagrad":
+            v.add_(squared)
+        elif optimizer.name == "adam":
+            v.mul_(optimizer.beta2).add_(squared * (1 - optimizer.beta2))
+        else:
+            v.sub_(torch.sign(v - squared) * squared * (1 - optimizer.beta2))
+        return m * optimizer.lr / (v.sqrt() + optimizer.tau)
+    return mean if optimizer.lr == 1 else mean * optimizer.lr
+
+
+def new_server_state(optimizer: ServerOptimizer, num_params: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The optimizer's vectors for a block at its first visit; they move only on that block's visits."""
+    if isinstance(optimizer, ServerMomentum):
+        return {"momentum": torch.zeros(num_params, dtype=dtype)}
+    if isinstance(optimizer, ServerAdaptive):
+        return {
+            "m": torch.zeros(num_params, dtype=dtype),
+            "v": torch.full((num_params,), optimizer.tau**2, dtype=dtype),
+        }
+    return {}

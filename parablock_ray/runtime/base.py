@@ -1,0 +1,70 @@
+"""The door between the driver and whatever carries out its plans."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from parablock_ray.algorithms.base import MethodTraits, RoundPlan
+from parablock_ray.algorithms.blocks import BlockLayout
+from parablock_ray.config import Config
+from parablock_ray.tracking.events import Event
+from parablock_ray.training.data import FederatedData
+
+
+@dataclass(frozen=True)
+class RunSetup:
+    """What every process of a run is made from."""
+
+    config: Config
+    traits: MethodTraits
+    data: FederatedData
+
+
+@dataclass(frozen=True)
+class RuntimeInfo:
+    """What the driver learns once everything is up. Client i lives on worker i mod num_workers."""
+
+    layout: BlockLayout
+    num_workers: int
+
+
+@dataclass(frozen=True)
+class FinalState:
+    """What is left when a run is over. `peak_rss_bytes` by process name."""
+
+    weights_sha256: str
+    peak_rss_bytes: dict[str, int]
+
+
+class Runtime(Protocol):
+    """Carries out plans. `SerialRuntime` is the reference; `RayRuntime` gives the same values, sooner."""
+
+    def start(self) -> RuntimeInfo:
+        """Load models and data everywhere; return when every process is ready to train."""
+        ...
+
+    def evaluate(self) -> float:
+        """The master model's held-out loss."""
+        ...
+
+    def submit(self, plan: RoundPlan) -> None:
+        """Hand out a round. Rounds come in order; the first one starts the run's clock."""
+        ...
+
+    def events(self) -> Sequence[Event]:
+        """The events since the last call, at least one: waits for it. Raises RunFailed if a process failed."""
+        ...
+
+    def finish(self, model_folder: Path) -> FinalState:
+        """Write the master model to `model_folder`, after the last event."""
+        ...
+
+    def close(self) -> None:
+        """End every process of the run, whatever state it is in."""
+        ...
+
+
+def worker_of(client: int, num_workers: int) -> int:
+    """A client stays with its worker, since its pending deltas are there."""
+    return client % num_workers

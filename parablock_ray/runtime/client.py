@@ -1,0 +1,141 @@
+"""A client's process: one task trains, another exchanges, and neither waits for the other without need.
+
+An `async def` actor gives no overlap by itself: its code runs on one event loop. So training runs in a thread of its
+own, and only the exchange lives on the loop.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import ray
+import torch
+from torch import Tensor
+
+from parablock_ray.algorithms.base import RoundPlan, Visit
+from parablock_ray.network.links import client_link
+from parablock_ray.runtime.base import RunSetup, worker_of
+from parablock_ray.runtime.exchange import Exchange, Inbox, from_payload
+from parablock_ray.runtime.memory import peak_rss_bytes
+from parablock_ray.tracking.events import Phase, Span
+from parablock_ray.training.worker import Worker
+
+T = TypeVar("T")
+
+
+class ClientActor:
+    """Hosts the clients of one worker (one, or many simulated ones in turn) around one resident model."""
+
+    def __init__(self, setup: RunSetup, index: int, num_workers: int, server: ray.actor.ActorHandle) -> None:
+        config = setup.config
+        self._network = config.network
+        self._index = index
+        self._num_workers = num_workers
+        self._server = server
+        self._wire_dtype: torch.dtype = getattr(torch, config.network.wire_dtype)
+        self._thread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(config.workers.threads,))
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._worker = self._thread.submit(Worker, config, setup.traits, setup.data, device).result()
+        self._plans: asyncio.Queue[RoundPlan] = asyncio.Queue()
+        self._inbox = Inbox(server)
+        self._exchanges: dict[int, Exchange] = {}
+        self._under_way: dict[tuple[int, int], asyncio.Task[None]] = {}  # (round, client) → its exchange
+        self._visited: dict[int, int] = {}  # round → block, of rounds that the resident model has not taken in
+
+    async def warm_up(self) -> None:
+        """Answers once the worker is ready to train at full speed."""
+        await self._run(self._worker.warm_up)
+
+    async def submit(self, plan: RoundPlan) -> None:
+        """Queue a round. Every worker gets every plan, also those in which none of its clients takes part."""
+        self._plans.put_nowait(plan)
+
+    async def peak_rss_bytes(self) -> int:
+        return peak_rss_bytes()
+
+    async def run(self) -> None:
+        """Work until the actor is ended. Raises what went wrong first, in training or in an exchange."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                await self._train_rounds(tasks)
+        except ExceptionGroup as group:
+            raise group.exceptions[0] from None
+
+    async def _train_rounds(self, tasks: asyncio.TaskGroup) -> None:
+        """The compute task: rounds in order, this worker's clients one after the other."""
+        idle_since_s = time.time()
+        while True:
+            plan = await self._plans.get()
+            self._visited[plan.round] = plan.block
+            visits = [visit for visit in plan.visits if worker_of(visit.client, self._num_workers) == self._index]
+            if not visits:
+                continue
+            await self._until_readable(plan, visits)
+            await self._take_in(plan.reads)
+            self._report_waits(plan, visits, idle_since_s)
+            for visit in visits:
+                chunks = await self._train(plan, visit)
+                exchange = tasks.create_task(self._exchange_of(visit.client).run(plan, chunks))
+                self._under_way[plan.round, visit.client] = exchange
+            idle_since_s = time.time()
+
+    async def _until_readable(self, plan: RoundPlan, visits: Sequence[Visit]) -> None:
+        """Wait until each of these clients holds x^{(≤ reads)}: by its own download, or by catching up."""
+        waits = []
+        for visit in visits:
+            own = self._under_way.pop((plan.reads, visit.client), None)
+            if own is not None:
+                waits.append(own)
+            elif plan.reads >= 0:
+                waits.append(asyncio.create_task(self._until_committed(plan.reads)))
+        await asyncio.gather(*waits)
+        await asyncio.gather(*(self._catch_up(plan, visit) for visit in visits if visit.catch_up))
+
+    async def _until_committed(self, round: int) -> None:
+        await self._server.committed.remote(round)
+
+    async def _catch_up(self, plan: RoundPlan, visit: Visit) -> None:
+        num_bytes = self._worker.layout.catch_up_params(visit) * self._wire_dtype.itemsize
+        await self._exchange_of(visit.client).catch_up(plan, num_bytes)
+
+    async def _take_in(self, reads: int) -> None:
+        """Move the resident model to x^{(≤ reads)}: what its clients downloaded, and what none of them took part in."""
+        latest = {block: round for round, block in sorted(self._visited.items()) if round <= reads}
+        values = [(block, await self._value(block, round, reads)) for block, round in latest.items()]
+        await self._run(lambda: self._worker.advance(reads, values))
+        self._inbox.forget(reads)
+        self._visited = {round: block for round, block in self._visited.items() if round > reads}
+
+    async def _value(self, block: int, round: int, reads: int) -> Tensor:
+        payloads = self._inbox.take(round, len(self._worker.bounds(block)))
+        if payloads is None:
+            payloads = [await self._server.value.remote(block, reads)]
+        return torch.cat([from_payload(payload, self._wire_dtype) for payload in payloads])
+
+    async def _train(self, plan: RoundPlan, visit: Visit) -> list[Tensor]:
+        """One client's visit, in the training thread; its delta in chunks."""
+        start_s = time.time()
+        trained = await self._run(lambda: self._worker.train(plan, visit))
+        self._report("compute", plan, visit, start_s, trained.loss)
+        return [trained.delta[start:end] for start, end in self._worker.bounds(plan.block)]
+
+    def _report_waits(self, plan: RoundPlan, visits: Sequence[Visit], since_s: float) -> None:
+        for visit in visits:
+            self._report("wait", plan, visit, since_s, None)
+
+    def _report(self, phase: Phase, plan: RoundPlan, visit: Visit, start_s: float, loss: float | None) -> None:
+        span = Span(phase, plan.round, plan.block, visit.client, self._index, start_s, time.time(), 0, loss)
+        self._server.report.remote([span])
+
+    def _exchange_of(self, client: int) -> Exchange:
+        if client not in self._exchanges:
+            link = client_link(self._network, client)
+            self._exchanges[client] = Exchange(
+                client, self._index, link, self._network.pipeline, self._server, self._inbox
+            )
+        return self._exchanges[client]
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)

@@ -1,0 +1,141 @@
+"""The Ray runtime: starts or joins a cluster, places the actors, passes plans on and events back."""
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from parablock_ray.algorithms.base import RoundPlan
+from parablock_ray.config import Config
+from parablock_ray.errors import RunFailed, UserError
+from parablock_ray.runtime.base import FinalState, RunSetup, RuntimeInfo
+from parablock_ray.runtime.client import ClientActor
+from parablock_ray.runtime.memory import peak_rss_bytes
+from parablock_ray.runtime.server import ServerActor
+from parablock_ray.tracking.events import Committed, Event
+
+_MAX_CONCURRENT_CALLS = 10_000  # long polls of many clients wait side by side in an actor
+
+
+class RayRuntime:
+    """`ClientActor` × workers and one `ServerActor`; weights go between them and never through the driver."""
+
+    def __init__(self, setup: RunSetup) -> None:
+        self._setup = setup
+        self._started_s: float | None = None
+        self._owns_cluster = False
+        self._server: ray.actor.ActorHandle | None = None
+        self._workers: list[ray.actor.ActorHandle] = []
+        self._runs: list[ray.ObjectRef] = []
+        self._news: ray.ObjectRef | None = None
+
+    def start(self) -> RuntimeInfo:
+        config = self._setup.config
+        self._owns_cluster = connect(config)
+        num_workers, gpus_each = placement(config)
+        setup = ray.put(self._setup)
+        environment = {"env_vars": {"OMP_NUM_THREADS": str(config.workers.threads)}}
+        common = {"max_concurrency": _MAX_CONCURRENT_CALLS, "runtime_env": environment}
+        self._server = ray.remote(ServerActor).options(num_cpus=0, **common).remote(setup, num_workers)
+        client_actor = ray.remote(ClientActor).options(num_cpus=config.workers.threads, num_gpus=gpus_each, **common)
+        self._workers = [client_actor.remote(setup, index, num_workers, self._server) for index in range(num_workers)]
+        info = self._get(self._server.info.remote())
+        for worker in self._workers:
+            self._get(worker.warm_up.remote())
+        self._runs = [worker.run.remote() for worker in self._workers]
+        return info
+
+    def evaluate(self) -> float:
+        return self._get(self._server.evaluate.remote())
+
+    def submit(self, plan: RoundPlan) -> None:
+        self._get(self._server.open.remote(plan))
+        if self._started_s is None:
+            self._started_s = time.time()
+        for worker in self._workers:
+            worker.submit.remote(plan)
+
+    def events(self) -> Sequence[Event]:
+        if self._news is None:
+            self._news = self._server.events.remote()
+        ready, _ = ray.wait([self._news, *self._runs], num_returns=1)
+        for reference in ready:
+            if reference != self._news:
+                self._get(reference)  # a worker only ever returns by raising
+                raise AssertionError("a worker stopped without an error")
+        events, self._news = self._get(self._news), None
+        return [_since(event, self._started_s) for event in events]
+
+    def finish(self, model_folder: Path) -> FinalState:
+        sha256, server_peak = self._get(self._server.finish.remote(str(model_folder.resolve())))
+        peaks = {"driver": peak_rss_bytes(), "server": server_peak}
+        for index, worker in enumerate(self._workers):
+            peaks[f"worker-{index}"] = self._get(worker.peak_rss_bytes.remote())
+        return FinalState(sha256, peaks)
+
+    def close(self) -> None:
+        for actor in [*self._workers, self._server]:
+            if actor is not None:
+                ray.kill(actor)
+        if self._owns_cluster:
+            ray.shutdown()
+
+    def _get(self, reference: ray.ObjectRef) -> Any:
+        """The value behind a reference; what failed remotely, as RunFailed with the remote traceback."""
+        try:
+            return ray.get(reference)
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, UserError):
+                raise error.cause from None
+            raise RunFailed(f"{error.cause}\n\n{error}") from None
+        except ray.exceptions.RayActorError as error:
+            raise RunFailed(f"a process of the run died: {error}") from None
+
+
+def connect(config: Config) -> bool:
+    """Join the cluster that this process belongs to, else start one on this machine; return whether we started it."""
+    if ray.is_initialized():
+        return False
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(log_to_driver=False, logging_level="ERROR")
+        return False
+    wanted = config.workers.num * config.workers.threads if config.workers.num != "auto" else 0
+    ray.init(
+        num_cpus=max(os.cpu_count() or 1, wanted),  # asking for more workers than cores is slow, not wrong
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
+    return True
+
+
+def placement(config: Config) -> tuple[int, float]:
+    """(number of workers, GPUs for each). Raises UserError where the cluster cannot hold them."""
+    resources = ray.cluster_resources()
+    num_gpus, num_cpus = resources.get("GPU", 0.0), resources.get("CPU", 0.0)
+    gpus_each = config.workers.gpus_per_worker
+    if gpus_each == "auto":
+        gpus_each = 1.0 if num_gpus else 0.0
+    by_cpu = int(num_cpus // config.workers.threads)
+    capacity = min(by_cpu, int(num_gpus // gpus_each)) if gpus_each else by_cpu
+    num_workers = config.workers.num
+    if num_workers == "auto":
+        num_workers = min(capacity, config.clients.per_round or config.clients.num)
+    if not 1 <= num_workers <= capacity:
+        raise UserError(
+            f"workers.num: {config.workers.num} workers of {config.workers.threads} threads and {gpus_each:g} GPUs, "
+            f"but the cluster has {num_cpus:g} CPUs and {num_gpus:g} GPUs: room for {capacity}"
+        )
+    return num_workers, gpus_each
+
+
+def _since(event: Event, started_s: float | None) -> Event:
+    """The event on the run's clock instead of the wall's."""
+    assert started_s is not None
+    if isinstance(event, Committed):
+        return replace(event, time_s=event.time_s - started_s)
+    return replace(event, start_s=event.start_s - started_s, end_s=event.end_s - started_s)

@@ -1,0 +1,109 @@
+"""The server's process: a thin shell around `Master` that takes chunks in and hands published ones out."""
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import ray
+import torch
+
+from parablock_ray.algorithms.base import RoundPlan
+from parablock_ray.algorithms.server import Commit, Publication
+from parablock_ray.runtime.base import RunSetup, RuntimeInfo
+from parablock_ray.runtime.exchange import as_payload, from_payload
+from parablock_ray.runtime.memory import peak_rss_bytes
+from parablock_ray.runtime.serial import committed_event
+from parablock_ray.tracking.events import Event, Span
+from parablock_ray.training.master import Master
+
+T = TypeVar("T")
+
+
+class ServerActor:
+    """Sums, steps, commits, publishes. Arithmetic runs in one thread of its own, messages on the event loop."""
+
+    def __init__(self, setup: RunSetup, num_workers: int) -> None:
+        config = setup.config
+        self._num_workers = num_workers
+        self._wire_dtype: torch.dtype = getattr(torch, config.network.wire_dtype)
+        self._thread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(config.workers.threads,))
+        self._master = self._thread.submit(Master, config, setup.traits, setup.data).result()
+        self._published: dict[tuple[int, int], asyncio.Future[ray.ObjectRef]] = {}
+        self._committed: dict[int, asyncio.Event] = defaultdict(asyncio.Event)
+        self._num_downloads_due: dict[int, int] = {}
+        self._events: list[Event] = []
+        self._news = asyncio.Event()
+
+    async def info(self) -> RuntimeInfo:
+        """Answers once the model is loaded."""
+        return RuntimeInfo(self._master.layout, self._num_workers)
+
+    async def open(self, plan: RoundPlan) -> None:
+        """Expect this round's updates; comes before any of them."""
+        self._master.open(plan)
+        self._num_downloads_due[plan.round] = len(plan.visits)
+        for chunk in range(len(self._master.bounds(plan.block))):
+            self._published[plan.round, chunk] = asyncio.get_running_loop().create_future()
+
+    async def receive(self, round: int, client: int, chunk: int, payload: np.ndarray) -> None:
+        """One chunk of one client's delta."""
+        values = from_payload(payload, self._wire_dtype)
+        for made in await self._run(lambda: self._master.receive(round, client, chunk, values)):
+            if isinstance(made, Publication):
+                self._published[made.round, made.chunk].set_result(ray.put(as_payload(made.values)))
+            elif isinstance(made, Commit):
+                self._committed[made.plan.round].set()
+                self._tell(committed_event(made, time.time()))
+
+    async def published(self, round: int, chunk: int) -> list[ray.ObjectRef]:
+        """Wait for a chunk of the round's new value; in a list, so that the reference travels and not the value."""
+        return [await asyncio.shield(self._published[round, chunk])]
+
+    async def committed(self, round: int) -> None:
+        """Wait until this round is part of the model."""
+        await self._committed[round].wait()
+
+    async def value(self, block: int, as_of: int) -> np.ndarray:
+        """The block's value for a reader of x^{(≤ as_of)} that has missed its publication."""
+        return as_payload(await self._run(lambda: self._master.value(block, as_of)))
+
+    async def report(self, spans: Sequence[Span]) -> None:
+        """What clients tell of themselves; a published value is dropped when its last reader has it."""
+        for span in spans:
+            self._tell(span)
+            if span.phase == "download":
+                self._count_download(span.round)
+
+    async def events(self) -> list[Event]:
+        """The events since the last call: waits for at least one."""
+        await self._news.wait()
+        self._news.clear()
+        events, self._events = self._events, []
+        return events
+
+    async def evaluate(self) -> float:
+        return await self._run(self._master.evaluate)
+
+    async def finish(self, model_folder: str) -> tuple[str, int]:
+        """Write the model; return its sha256 and this process's peak memory in bytes."""
+        await self._run(lambda: self._master.export(Path(model_folder)))
+        return await self._run(self._master.sha256), peak_rss_bytes()
+
+    def _tell(self, event: Event) -> None:
+        self._events.append(event)
+        self._news.set()
+
+    def _count_download(self, round: int) -> None:
+        self._num_downloads_due[round] -= 1
+        if self._num_downloads_due[round] == 0:
+            del self._num_downloads_due[round]
+            for key in [key for key in self._published if key[0] == round]:
+                del self._published[key]
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)

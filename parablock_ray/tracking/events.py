@@ -1,0 +1,41 @@
+"""What a run tells while it goes on. Times are seconds since the run's clock started (setup not counted)."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Phase = Literal["compute", "upload", "download", "catch_up", "wait", "aggregate"]
+
+
+@dataclass(frozen=True)
+class Span:
+    """One client (or the server: client -1) busy with one phase of one round."""
+
+    phase: Phase
+    round: int
+    block: int
+    client: int
+    worker: int
+    start_s: float
+    end_s: float
+    num_bytes: int = 0  # payload; 0 where nothing travels
+    loss: float | None = None  # mean training loss of the visit; compute spans only
+
+
+@dataclass(frozen=True)
+class Committed:
+    """The server made round `round`'s aggregate part of the model. `participants` in fold order."""
+
+    round: int
+    block: int
+    time_s: float
+    participants: tuple[int, ...]
+    weights: tuple[float, ...]  # n_i, in the same order
+    update_norm: float  # L2 norm of the server's step G_t
+
+
+Event = Span | Committed
+
+
+def as_row(event: Event) -> dict[str, Any]:
+    """A flat dict for `events.jsonl`; `event` names the kind."""
+    return {"event": type(event).__name__.lower(), **asdict(event)}

@@ -1,0 +1,85 @@
+"""From a run's events to one metrics row a round."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from parablock_ray.tracking.events import Committed, Event, Phase, Span
+
+_TIMED: tuple[Phase, ...] = ("compute", "upload", "download", "wait")
+
+
+class RoundBook:
+    """Gathers events in any order and hands out the rows of `metrics.jsonl` in round order.
+
+    A row is finished when its round is committed and the download of every participant has arrived. Every other
+    span of a client's round must have been told before its download, or it would be missing from the row.
+    """
+
+    def __init__(self, num_rounds: int) -> None:
+        self._num_rounds = num_rounds
+        self._next_round = 0
+        self._spans: defaultdict[int, list[Span]] = defaultdict(list)
+        self._commits: dict[int, Committed] = {}
+        self._row_start_s = 0.0
+        self._last_download_s = 0.0
+
+    def add(self, event: Event) -> list[dict[str, Any]]:
+        """The rows that `event` finishes: usually none or one, more where rounds ended out of order."""
+        if isinstance(event, Committed):
+            self._commits[event.round] = event
+        elif event.client >= 0:  # the server's spans are in no row
+            assert event.round >= self._next_round, f"told after its round's row was written: {event}"
+            self._spans[event.round].append(event)
+            if event.phase == "download":
+                self._last_download_s = max(self._last_download_s, event.end_s)
+        return list(self._finished_rows())
+
+    def _finished_rows(self) -> Iterator[dict[str, Any]]:
+        while (commit := self._commits.get(self._next_round)) and self._all_downloaded(commit):
+            yield self._row(commit)
+            self._next_round += 1
+
+    def _all_downloaded(self, commit: Committed) -> bool:
+        done = {span.client for span in self._spans[commit.round] if span.phase == "download"}
+        return done.issuperset(commit.participants)
+
+    def _row(self, commit: Committed) -> dict[str, Any]:
+        del self._commits[commit.round]
+        spans = self._spans.pop(commit.round)
+        end_s = self._last_download_s if commit.round == self._num_rounds - 1 else commit.time_s
+        seconds, self._row_start_s = end_s - self._row_start_s, end_s
+        return {
+            "round": commit.round,
+            "block": commit.block,
+            "loss": _weighted_loss(spans, commit),
+            "seconds": seconds,
+            **_phase_seconds(spans, commit.participants),
+            "bytes_up": _payload_bytes(spans, "upload"),
+            "bytes_down": _payload_bytes(spans, "download"),
+            "bytes_catch_up": _payload_bytes(spans, "catch_up"),
+            "num_participants": len(commit.participants),
+        }
+
+
+def _weighted_loss(spans: Iterable[Span], commit: Committed) -> float:
+    losses = {span.client: span.loss for span in spans if span.loss is not None}
+    weighted = sum(n * losses[client] for client, n in zip(commit.participants, commit.weights, strict=True))
+    return weighted / sum(commit.weights)
+
+
+def _phase_seconds(spans: Iterable[Span], participants: tuple[int, ...]) -> dict[str, float]:
+    """`<phase>_s`, the mean over participants of their seconds in that phase, and `<phase>_s_max`."""
+    seconds = {phase: dict.fromkeys(participants, 0.0) for phase in _TIMED}
+    for span in spans:
+        if span.phase in seconds and span.client in seconds[span.phase]:
+            seconds[span.phase][span.client] += span.end_s - span.start_s
+    row = {}
+    for phase, by_client in seconds.items():
+        row[f"{phase}_s"] = sum(by_client.values()) / len(by_client)
+        row[f"{phase}_s_max"] = max(by_client.values())
+    return row
+
+
+def _payload_bytes(spans: Iterable[Span], phase: Phase) -> int:
+    return sum(span.num_bytes for span in spans if span.phase == phase)

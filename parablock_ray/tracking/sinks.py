@@ -1,0 +1,231 @@
+"""Where a run's events, rounds and summary go: files, the terminal, Weights & Biases."""
+
+import json
+import logging
+import netrc
+import os
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, Protocol
+from urllib.parse import urlsplit
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.live import Live
+from rich.table import Table
+
+from parablock_ray.config import Config
+from parablock_ray.errors import UserError
+
+Row = dict[str, Any]
+
+_NUM_ROUNDS_SHOWN = 10
+
+_logger = logging.getLogger(__name__)
+
+
+class Sink(Protocol):
+    """Told everything by the driver, in order, from one thread."""
+
+    def event(self, row: Row) -> None:
+        """One event, as `events.as_row` makes it."""
+        ...
+
+    def round(self, row: Row) -> None:
+        """One finished round, as `RoundBook` makes it."""
+        ...
+
+    def finish(self, summary: Row) -> None:
+        """The run came to its end; not called when it failed."""
+        ...
+
+    def close(self) -> None:
+        """Always the last call."""
+        ...
+
+
+def open_sinks(config: Config, console: Console) -> list[Sink]:
+    """The sinks of a run. W&B comes first: it may refuse, and then no file of a run should be there yet.
+
+    Raises UserError where `tracking.wandb=online` cannot be had.
+    """
+    wandb_sinks: list[Sink] = [] if config.tracking.wandb == "off" else [WandbSink(config)]
+    return [*wandb_sinks, JsonlSink(Path(config.out)), ConsoleSink(console, config.method.rounds)]
+
+
+class JsonlSink:
+    """`events.jsonl` and `metrics.jsonl`, readable line by line while the run goes on, and `summary.json`."""
+
+    def __init__(self, out: Path) -> None:
+        out.mkdir(parents=True, exist_ok=True)
+        self._out = out
+        self._events = (out / "events.jsonl").open("a", encoding="utf-8", buffering=1)
+        self._metrics = (out / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
+
+    def event(self, row: Row) -> None:
+        self._events.write(json.dumps(row) + "\n")
+
+    def round(self, row: Row) -> None:
+        self._metrics.write(json.dumps(row) + "\n")
+
+    def finish(self, summary: Row) -> None:
+        unfinished = self._out / "summary.json.tmp"
+        unfinished.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        unfinished.replace(self._out / "summary.json")  # whole or not at all
+
+    def close(self) -> None:
+        self._events.close()
+        self._metrics.close()
+
+
+class ConsoleSink:
+    """On a terminal a live table of the last rounds, elsewhere a line a round; at the end a summary."""
+
+    def __init__(self, console: Console, num_rounds: int) -> None:
+        self._console = console
+        self._num_rounds = num_rounds
+        self._last_rows: deque[Row] = deque(maxlen=_NUM_ROUNDS_SHOWN)
+        self._live = Live(console=console, auto_refresh=False)
+
+    def event(self, row: Row) -> None:
+        pass
+
+    def round(self, row: Row) -> None:
+        if not self._console.is_terminal:
+            line = "  ".join(f"{name} {cell}" for name, cell in _round_cells(row).items())
+            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+            return
+        self._last_rows.append(row)
+        self._live.start()  # does nothing from the second time on
+        self._live.update(self._table(), refresh=True)
+
+    def finish(self, summary: Row) -> None:
+        self._live.stop()
+        table = Table(title="summary", show_header=False)
+        for key, show in _SUMMARY.items():
+            if summary.get(key) is not None:
+                table.add_row(key, show(summary[key]))
+        self._console.print(table)
+
+    def close(self) -> None:
+        self._live.stop()
+
+    def _table(self) -> Table:
+        num_done = self._last_rows[-1]["round"] + 1
+        table = Table(title=f"{num_done} of {self._num_rounds} rounds")
+        for name in _round_cells(self._last_rows[-1]):
+            table.add_column(name, justify="right", no_wrap=True)
+        for row in self._last_rows:
+            table.add_row(*_round_cells(row).values())
+        return table
+
+
+def _round_cells(row: Row) -> dict[str, str]:
+    """What the terminal shows of a round; the times after `seconds` are means over the participants."""
+    return {
+        "round": str(row["round"]),
+        "block": str(row["block"]),
+        "loss": f"{row['loss']:.4f}",
+        "seconds": f"{row['seconds']:.2f}",
+        "compute": f"{row['compute_s']:.2f}",
+        "exchange": f"{row['upload_s'] + row['download_s']:.2f}",
+        "wait": f"{row['wait_s']:.2f}",
+        "bytes": decimal(row["bytes_up"] + row["bytes_down"] + row["bytes_catch_up"]),
+    }
+
+
+_SUMMARY: dict[str, Callable[[Any], str]] = {
+    "method": str,
+    "num_rounds": str,
+    "num_clients": str,
+    "loss_before": "{:.4f}".format,
+    "loss_after": "{:.4f}".format,
+    "seconds": "{:.2f}".format,
+    "seconds_bound": "{:.2f}".format,
+    "seconds_mode": str,
+    "overlap_efficiency": "{:.1%}".format,
+    "bytes_up": decimal,
+    "bytes_down": decimal,
+    "bytes_catch_up": decimal,
+    "weights_sha256": str,
+}
+
+
+class WandbSink:
+    """One W&B run for the experiment. A W&B error while logging is told once and does not end the run."""
+
+    def __init__(self, config: Config) -> None:
+        import wandb  # takes a second
+
+        self._error: type[Exception] = wandb.Error
+        self._run = _start_run(config)
+        self._finished = False
+        self._warned = False
+
+    def event(self, row: Row) -> None:
+        pass
+
+    def round(self, row: Row) -> None:
+        # Left open, the last round would be written after the summary, over its keys of the same name.
+        self._attempt(lambda: self._run.log(row, step=row["round"], commit=True))
+
+    def finish(self, summary: Row) -> None:
+        self._attempt(lambda: self._run.summary.update(summary))
+        self._finished = True
+
+    def close(self) -> None:
+        self._attempt(lambda: self._run.finish(exit_code=0 if self._finished else 1))
+
+    def _attempt(self, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except self._error as error:
+            if not self._warned:
+                _logger.warning("W&B failed, the run goes on without it: %s", error)
+            self._warned = True
+
+
+def _start_run(config: Config) -> Any:
+    """Raises UserError where the user asked for `online` and W&B says no."""
+    import wandb
+
+    def start(mode: Literal["online", "offline"]) -> Any:
+        return wandb.init(
+            project=config.tracking.wandb_project,
+            name=config.name,
+            dir=config.out,
+            config=config.model_dump(mode="json"),
+            mode=mode,
+            reinit="create_new",
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+
+    Path(config.out).mkdir(parents=True, exist_ok=True)  # without it W&B writes to a temporary folder
+    mode = config.tracking.wandb
+    if mode == "offline" or (mode == "auto" and not _may_go_online()):
+        return start("offline")
+    try:
+        return start("online")
+    except wandb.Error as error:
+        if mode == "online":
+            raise UserError(f"tracking.wandb: online refused by W&B ({error}); log in, or use offline") from None
+        _logger.warning("W&B cannot be reached, the run is kept offline: %s", error)
+        return start("offline")
+
+
+def _may_go_online() -> bool:
+    """Whether W&B would find a key by itself, and its own switch is not off. Asks neither user nor network."""
+    import wandb
+
+    if os.environ.get("WANDB_MODE", "online") != "online":
+        return False
+    return bool(os.environ.get("WANDB_API_KEY") or wandb.setup().settings.api_key or _in_netrc())
+
+
+def _in_netrc() -> bool:
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

@@ -1,0 +1,99 @@
+"""The ordered weighted sum and the server optimizers, against their textbook forms."""
+
+import itertools
+import random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from parablock_ray.algorithms.aggregate import RoundSum, new_server_state, server_step
+from parablock_ray.algorithms.base import RoundPlan, Visit
+from parablock_ray.algorithms.blocks import chunk_bounds
+from parablock_ray.config.method import ServerAdaptive, ServerMomentum, ServerSGD
+
+
+def plan_of(num_examples: list[int]) -> RoundPlan:
+    visits = tuple(Visit(client, n, n / sum(num_examples), (), False) for client, n in enumerate(num_examples))
+    return RoundPlan(0, 0, -1, visits, 0.1)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(1, 1000), min_size=1, max_size=6), st.integers(4, 400), st.booleans(), st.randoms())
+def test_the_mean_is_folded_in_plan_order_whatever_arrives_first(num_examples, chunk_bytes, by_chunk, shuffle):
+    deltas = torch.randn(len(num_examples), 67).to(torch.bfloat16)
+    bounds = chunk_bounds(67, 2, chunk_bytes)
+    total = RoundSum(plan_of(num_examples), bounds, torch.float32, by_chunk)
+    messages = [(client, chunk) for client in range(len(num_examples)) for chunk in range(len(bounds))]
+    shuffle.shuffle(messages)
+    for client, chunk in messages:
+        assert not all(total.is_complete(each) for each in range(len(bounds)))
+        start, end = bounds[chunk]
+        total.add(client, chunk, deltas[client, start:end])
+    expected = torch.zeros(67)
+    for delta, n in zip(deltas, num_examples, strict=True):
+        expected = expected + delta.float() * n
+    mean = torch.cat([total.mean(chunk) for chunk in range(len(bounds))])
+    assert torch.equal(mean, expected / sum(num_examples))
+
+
+def test_store_and_forward_folds_whole_clients_and_cut_through_chunks():
+    def after_first_chunk(by_chunk: bool) -> float:
+        total = RoundSum(plan_of([1, 1]), [(0, 2), (2, 4)], torch.float32, by_chunk)
+        total.add(0, 0, torch.ones(2))
+        return float(total.total.sum())
+
+    assert after_first_chunk(by_chunk=True) == 2
+    assert after_first_chunk(by_chunk=False) == 0
+
+
+def steps(optimizer, means: list[torch.Tensor]) -> list[torch.Tensor]:
+    state = new_server_state(optimizer, len(means[0]), means[0].dtype)
+    return [server_step(optimizer, state, mean) for mean in means]
+
+
+MEANS = [torch.randn(9, generator=torch.Generator().manual_seed(s), dtype=torch.float64) for s in range(4)]
+
+
+def test_sgd_and_momentum():
+    assert steps(ServerSGD(), MEANS)[2] is MEANS[2]
+    assert torch.equal(steps(ServerSGD(lr=0.5), MEANS)[1], MEANS[1] * 0.5)
+    for nesterov in (False, True):
+        x = torch.nn.Parameter(torch.zeros(9, dtype=torch.float64))
+        reference = torch.optim.SGD([x], lr=0.7, momentum=0.9, nesterov=nesterov)
+        ours = steps(ServerMomentum(name="nesterov" if nesterov else "momentum", lr=0.7, momentum=0.9), MEANS)
+        for mean, step in zip(MEANS, ours, strict=True):
+            before = x.detach().clone()
+            x.grad = -mean
+            reference.step()
+            torch.testing.assert_close(x.detach() - before, step)
+
+
+@pytest.mark.parametrize("name", ["adagrad", "adam", "yogi"])
+def test_adaptive_rules_as_in_reddi_et_al(name):
+    config = ServerAdaptive(name=name, lr=0.3, beta1=0.8, beta2=0.95, tau=0.01)
+    m, v = torch.zeros(9, dtype=torch.float64), torch.full((9,), 0.01**2, dtype=torch.float64)
+    for mean, step in zip(MEANS, steps(config, MEANS), strict=True):
+        m = 0.8 * m + 0.2 * mean
+        v = {
+            "adagrad": v + mean**2,
+            "adam": 0.95 * v + 0.05 * mean**2,
+            "yogi": v - 0.05 * mean**2 * torch.sign(v - mean**2),
+        }[name]
+        torch.testing.assert_close(step, 0.3 * m / (v.sqrt() + 0.01))
+
+
+@pytest.mark.parametrize("optimizer", [ServerMomentum(name="nesterov"), ServerAdaptive(name="yogi")])
+def test_a_step_by_chunks_has_the_same_bits(optimizer):
+    mean = torch.randn(101)
+    state = new_server_state(optimizer, 101, torch.float32)
+    whole = server_step(optimizer, state, mean)
+    chunked = new_server_state(optimizer, 101, torch.float32)
+    edges = [0, *sorted(random.Random(0).sample(range(1, 101), 6)), 101]
+    parts = [
+        server_step(optimizer, {k: v[a:b] for k, v in chunked.items()}, mean[a:b])
+        for a, b in itertools.pairwise(edges)
+    ]
+    assert torch.equal(torch.cat(parts), whole)
+    assert all(torch.equal(chunked[key], state[key]) for key in state)

@@ -1,0 +1,112 @@
+"""Planning: which block, who, who must catch up, at what learning rate."""
+
+import pytest
+
+from parablock_ray.algorithms.block_methods import METHODS, Population, learning_rate, make_method
+from parablock_ray.config.method import FedBCD, FedCyBGD, ParaBlock
+from parablock_ray.errors import UserError
+from tests.config.names import method_names
+
+EVERYONE = Population(num_examples=(5, 9, 2, 9), per_round=4, seed=3)
+SAMPLED = Population(num_examples=tuple(range(1, 21)), per_round=4, seed=3)
+
+
+def parablock(**changes) -> ParaBlock:
+    return ParaBlock(name="parablock", **{"num_blocks": 3, "rounds": 40, **changes})
+
+
+def test_every_configured_method_is_registered_and_the_reverse():
+    assert set(METHODS) == method_names()
+
+
+def test_the_cohort_stands_in_fold_order_with_shares_that_sum_to_one():
+    plan = make_method(parablock(), EVERYONE).plan(0)
+    assert [visit.client for visit in plan.visits] == [1, 3, 0, 2]
+    assert [visit.share for visit in plan.visits] == [9 / 25, 9 / 25, 5 / 25, 2 / 25]
+
+
+@pytest.mark.parametrize("order", ["random", "ascending", "descending"])
+def test_every_sweep_visits_every_block_once(order):
+    method = make_method(parablock(order=order), EVERYONE)
+    blocks = [method.plan(t).block for t in range(39)]
+    sweeps = [blocks[at : at + 3] for at in range(0, 39, 3)]
+    assert all(sorted(sweep) == [0, 1, 2] for sweep in sweeps)
+    expected = {"ascending": [[0, 1, 2]], "descending": [[2, 1, 0]]}
+    if order == "random":
+        assert len({tuple(sweep) for sweep in sweeps}) > 3
+    else:
+        assert sweeps == expected[order] * 13
+
+
+def test_plans_are_a_function_of_the_seed_whatever_the_order_of_asking():
+    forwards, at_once = make_method(parablock(), SAMPLED), make_method(parablock(), SAMPLED)
+    last = at_once.plan(39)
+    assert [forwards.plan(t) for t in range(40)][-1] == last
+    other = make_method(parablock(), Population(SAMPLED.num_examples, 4, seed=4))
+    assert [other.plan(t).visits for t in range(40)] != [forwards.plan(t).visits for t in range(40)]
+
+
+@pytest.mark.parametrize("staleness", [0, 1, 2])
+def test_reads_are_exactly_staleness_rounds_older_than_fedbcds(staleness):
+    method = make_method(parablock(staleness=staleness), EVERYONE)
+    assert [method.plan(t).reads for t in range(5)] == [t - 1 - staleness for t in range(5)]
+
+
+@pytest.mark.parametrize("staleness", [0, 1, 2])
+def test_nobody_catches_up_where_all_take_part(staleness):
+    method = make_method(parablock(staleness=staleness), EVERYONE)
+    visits = [visit for t in range(40) for visit in method.plan(t).visits]
+    assert not any(visit.catch_up or visit.joins_late for visit in visits)
+
+
+@pytest.mark.parametrize("staleness", [0, 1, 2])
+def test_catching_up_leaves_every_client_with_just_what_it_may_read(staleness):
+    """Follow each client's copy: own downloads and catch-ups together are x^{(≤ reads)}, and nothing twice."""
+    method = make_method(parablock(staleness=staleness), SAMPLED)
+    plans = [method.plan(t) for t in range(40)]
+    copies: dict[int, dict[int, int]] = {}
+    for plan in plans:
+        readable = {earlier.block: earlier.round for earlier in plans[: max(plan.reads, -1) + 1]}
+        for visit in plan.visits:
+            first_time = visit.client not in copies
+            assert visit.joins_late == (first_time and plan.round > 0)
+            copy = copies.setdefault(visit.client, {})
+            missing = {block for block, round in readable.items() if copy.get(block, -1) < round}
+            assert set(visit.catch_up) == ({0, 1, 2} if visit.joins_late else missing)
+            copy.update({block: readable[block] for block in missing})
+            copy[plan.block] = plan.round
+
+
+def test_all_of_a_large_population_are_drawn_in_time():
+    method = make_method(parablock(rounds=200), SAMPLED)
+    drawn = [visit.client for t in range(200) for visit in method.plan(t).visits]
+    assert set(drawn) == set(range(20))
+    assert all(20 < drawn.count(client) < 60 for client in range(20)), "uniform: about 40 each"
+
+
+def test_learning_rate_schedules():
+    def rates(schedule, warmup):
+        config = FedBCD(name="fedbcd", rounds=10, lr=1.0, lr_schedule=schedule, warmup_rounds=warmup)
+        return [learning_rate(config, t) for t in range(10)]
+
+    assert rates("constant", 0) == [1.0] * 10
+    assert rates("constant", 4)[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert rates("linear", 0) == pytest.approx([1 - t / 10 for t in range(10)])
+    cosine = rates("cosine", 2)
+    assert cosine[:3] == [0.5, 1.0, 1.0]
+    assert cosine[6] == pytest.approx(0.5)
+    assert cosine[2:] == sorted(cosine[2:], reverse=True)
+    assert 0 < cosine[-1] < 0.05
+
+
+def test_fedcybgd_needs_a_client_for_every_block():
+    with pytest.raises(UserError, match=r"method.num_blocks: .* allowed: 1 to 4"):
+        make_method(FedCyBGD(name="fedcybgd", num_blocks=5), EVERYONE)
+
+
+def test_fedcybgd_clients_start_with_the_base_model_and_fetch_what_others_changed():
+    method = make_method(FedCyBGD(name="fedcybgd", num_blocks=2, order="ascending", rounds=8), EVERYONE)
+    plans = [method.plan(t) for t in range(8)]
+    assert [plan.visits[0].client for plan in plans] == [0, 1, 2, 3, 0, 1, 2, 3]
+    assert [plan.block for plan in plans] == [0, 1, 0, 1, 0, 1, 0, 1]
+    assert [plan.visits[0].catch_up for plan in plans] == [(), (0,), (0, 1), (0, 1), (0, 1), (0, 1), (0, 1), (0, 1)]

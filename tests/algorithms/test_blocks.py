@@ -1,0 +1,93 @@
+"""Blocks: every parameter in exactly one, or named as frozen."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from parablock_ray.algorithms.base import Visit
+from parablock_ray.algorithms.blocks import chunk_bounds, flatten, make_layout, unflatten_into
+from parablock_ray.errors import UserError
+
+
+def llama(num_layers: int, prefix: str = "model.layers") -> dict[str, torch.Tensor]:
+    """Parameter names and shapes as a Llama has them, in its order."""
+    names = {"model.embed_tokens.weight": (7, 4)}
+    for layer in range(num_layers):
+        names[f"{prefix}.{layer}.self_attn.q_proj.weight"] = (4, 4)
+        names[f"{prefix}.{layer}.input_layernorm.weight"] = (4,)
+    names |= {"model.norm.weight": (4,), "lm_head.weight": (7, 4)}
+    return {name: torch.empty(shape) for name, shape in names.items()}
+
+
+@given(
+    st.integers(1, 40).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n))), st.sampled_from(["layers", "all"])
+)
+def test_each_parameter_is_in_exactly_one_block_or_frozen(sizes, parameters):
+    num_layers, num_blocks = sizes
+    tensors = llama(num_layers)
+    layout = make_layout(tensors, num_blocks, parameters)
+    names = [name for block in layout.blocks for name in block.names] + list(layout.frozen)
+    assert sorted(names) == sorted(tensors)
+    assert layout.num_params == sum(tensor.numel() for tensor in tensors.values())
+    assert len(layout.blocks) == num_blocks
+    layers_in = [len([name for name in block.names if "q_proj" in name]) for block in layout.blocks]
+    assert max(layers_in) - min(layers_in) <= 1
+
+
+def test_layer_1_is_not_layer_10():
+    layout = make_layout(llama(12), 12, "layers")
+    for number, block in enumerate(layout.blocks):
+        assert all(f"layers.{number}." in name for name in block.names)
+
+
+def test_what_is_outside_the_layers():
+    frozen = make_layout(llama(4), 2, "layers")
+    assert frozen.frozen == ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight")
+    assert frozen.num_frozen_params == 7 * 4 + 4 + 7 * 4
+    everything = make_layout(llama(4), 2, "all")
+    assert everything.frozen == ()
+    assert everything.blocks[0].names[0] == "model.embed_tokens.weight"
+    assert everything.blocks[1].names[-2:] == ("model.norm.weight", "lm_head.weight")
+
+
+@pytest.mark.parametrize("prefix", ["transformer.h", "base_model.model.model.layers", "gpt_neox.layers", "layers"])
+def test_other_families_names(prefix):
+    assert len(make_layout(llama(4, prefix), 4, "layers").blocks) == 4
+
+
+def test_more_blocks_than_layers_and_no_layers():
+    with pytest.raises(UserError, match=r"method.num_blocks: 5 blocks but the model has 4 layers; allowed: 1 to 4"):
+        make_layout(llama(4), 5, "layers")
+    with pytest.raises(UserError, match="no decoder layers"):
+        make_layout({"weight": torch.empty(3)}, 1, "all")
+
+
+def test_flatten_and_back():
+    tensors = [torch.randn(3, 2, dtype=torch.float64), torch.randn(5).to(torch.bfloat16)]
+    copies = [torch.zeros_like(tensor) for tensor in tensors]
+    flat = flatten(tensors, torch.float64)
+    assert flat.shape == (11,)
+    unflatten_into(flat, copies)
+    assert all(torch.equal(copy, tensor) for copy, tensor in zip(copies, tensors, strict=True))
+
+
+@given(st.integers(1, 10_000), st.sampled_from([2, 4]), st.integers(4, 50_000))
+def test_chunks_cover_a_block_in_equal_parts(num_params, itemsize, chunk_bytes):
+    bounds = chunk_bounds(num_params, itemsize, chunk_bytes)
+    assert bounds[0][0] == 0
+    assert bounds[-1][1] == num_params
+    assert all(end == start for (_, end), (start, _) in itertools.pairwise(bounds))
+    assert len(bounds) == -(-num_params * itemsize // chunk_bytes)
+    sizes = [end - start for start, end in bounds]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_catch_up_counts_missed_blocks_or_the_whole_model():
+    layout = make_layout(llama(4), 2, "layers")
+    per_block = 2 * (16 + 4)
+    assert layout.catch_up_params(Visit(0, 1, 1.0, (), False)) == 0
+    assert layout.catch_up_params(Visit(0, 1, 1.0, (1,), False)) == per_block
+    assert layout.catch_up_params(Visit(0, 1, 1.0, (0, 1), True)) == layout.num_params

@@ -1,0 +1,189 @@
+"""A small exact federation: quadratic clients on a model of a few numbers, through the real server and replicas.
+
+Client i minimises ½ (x − c_i)ᵀ A_i (x − c_i) over the whole vector x; local training is K gradient steps on the
+coordinates of one block. Everything that a round did is kept, so that tests can hold it against the rule.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from parablock_ray.algorithms.base import Method, RoundPlan, Visit
+from parablock_ray.algorithms.block_methods import Population, make_method
+from parablock_ray.algorithms.blocks import flatten, make_layout
+from parablock_ray.algorithms.client import Replica, ReplicaSettings
+from parablock_ray.algorithms.rng import generator
+from parablock_ray.algorithms.server import BlockServer, Commit, ServerSettings
+from parablock_ray.config.method import MethodConfig
+
+NUM_LAYERS, LAYER_SHAPE = 6, (3, 2)
+SIZE = NUM_LAYERS * 6
+
+
+@dataclass(frozen=True)
+class Toy:
+    """What to run. `heterogeneity` 0 makes all clients identical; `arrival` reorders the uploads of a round."""
+
+    method: MethodConfig
+    num_examples: tuple[int, ...] = (5, 9, 2, 7)
+    per_round: int | None = None
+    heterogeneity: float = 1.0
+    seed: int = 0
+    wire_dtype: torch.dtype = torch.float64
+    model_dtype: torch.dtype = torch.float64
+    master_dtype: torch.dtype = torch.float64
+    chunk_bytes: int = 40
+    cut_through: bool = False
+    num_workers: int = 1
+    arrival: Callable[[list[tuple[int, int]]], list[tuple[int, int]]] = lambda messages: messages
+
+
+@dataclass
+class History:
+    """What happened. `starts[t, i]` is all of z_i in round t; `versions[t + 1]` is the master after round t."""
+
+    plans: list[RoundPlan] = field(default_factory=list)
+    starts: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    deltas: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+    versions: list[Tensor] = field(default_factory=list)
+    block_slices: list[slice] = field(default_factory=list)
+
+    @property
+    def final(self) -> Tensor:
+        return self.versions[-1]
+
+
+def run_toy(toy: Toy) -> History:
+    """Run all rounds, the drain included, one client after the other."""
+    method = _method(toy)
+    master = _parameters(toy, toy.master_dtype)
+    layout = make_layout(master, toy.method.num_blocks, toy.method.parameters)
+    settings = ServerSettings(
+        toy.method.server_optimizer, method.staleness, toy.wire_dtype, toy.chunk_bytes, toy.cut_through
+    )
+    server = BlockServer(master, layout, settings)
+    lives = [_parameters(toy, toy.model_dtype) for _ in range(toy.num_workers)]
+    replica_settings = ReplicaSettings(method.correction, method.staleness, toy.wire_dtype)
+    replicas = [Replica(live, layout, replica_settings) for live in lives]
+    for live, replica in zip(lives, replicas, strict=True):
+        _keep_what_the_cast_loses(replica, live, master, layout.blocks)
+    history = History(versions=[_all(master)], block_slices=_slices(layout.blocks))
+    applied = [-1] * toy.num_workers
+    for round in range(method.num_rounds):
+        plan = method.plan(round)
+        history.plans.append(plan)
+        server.open(plan)
+        messages = []
+        for visit in plan.visits:
+            worker = visit.client % toy.num_workers
+            live, replica = lives[worker], replicas[worker]
+            changed = sorted({history.plans[t].block for t in range(applied[worker] + 1, plan.reads + 1)})
+            for block in changed:
+                replica.receive(block, server.value(block, plan.reads))
+            replica.forget(plan.reads)
+            applied[worker] = max(applied[worker], plan.reads)
+            delta = _visit(toy, replica, live, layout.blocks[plan.block].names, plan, visit, history)
+            messages += [(visit.client, chunk) for chunk in range(len(server.bounds(plan.block)))]
+            history.deltas[round, visit.client] = delta
+        for client, chunk in toy.arrival(messages):
+            start, end = server.bounds(plan.block)[chunk]
+            made = server.receive(round, client, chunk, history.deltas[round, client][start:end])
+            if any(isinstance(each, Commit) for each in made):
+                history.versions.append(_all(master))
+    return history
+
+
+def objective(toy: Toy, x: Tensor) -> float:
+    """The federation's objective at x: Σ w_i f_i(x)."""
+    total = sum(toy.num_examples)
+    losses = [_loss(toy, client, x) * n / total for client, n in enumerate(toy.num_examples)]
+    return float(sum(losses))
+
+
+def _visit(
+    toy: Toy,
+    replica: Replica,
+    live: dict[str, Tensor],
+    names: Sequence[str],
+    plan: RoundPlan,
+    visit: Visit,
+    history: History,
+) -> Tensor:
+    before = _all(live)
+    start = replica.start(plan, visit)
+    history.starts[plan.round, visit.client] = _all(live)
+    trained = _train(toy, visit.client, live, names, plan)
+    delta = replica.finish(plan, visit, start, trained)
+    assert torch.equal(_all(live), before), "a visit must leave the resident model as it was"
+    return delta
+
+
+def _train(toy: Toy, client: int, live: dict[str, Tensor], names: Sequence[str], plan: RoundPlan) -> Tensor:
+    """K gradient steps on the named parameters, on a wide master as the engine does; returns it, flat."""
+    wide = torch.promote_types(toy.model_dtype, torch.float32)
+    everything = _all(live).to(wide)
+    order = list(live)
+    offsets = {name: index * 6 for index, name in enumerate(order)}
+    for _ in range(toy.method.local_steps):
+        gradient = _gradient(toy, client, everything)
+        for name in names:
+            part = slice(offsets[name], offsets[name] + 6)
+            everything[part] -= plan.lr * gradient[part]
+    return torch.cat([everything[offsets[name] : offsets[name] + 6] for name in names])
+
+
+@cache
+def _quadratic(seed: int, heterogeneity: float, client: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """(A_i, c_i): a common part, and the client's own scaled by the heterogeneity."""
+    (a, c), (own_a, own_c) = (_drawn(generator(seed, "toy", which)) for which in (0, client + 1))
+    return (a + heterogeneity * own_a).to(dtype), (c + heterogeneity * own_c).to(dtype)
+
+
+def _drawn(random: torch.Generator) -> tuple[Tensor, Tensor]:
+    root = torch.randn(SIZE, SIZE, generator=random, dtype=torch.float64) / SIZE**0.5
+    return root @ root.T + torch.eye(SIZE), torch.randn(SIZE, generator=random, dtype=torch.float64)
+
+
+def _gradient(toy: Toy, client: int, x: Tensor) -> Tensor:
+    a, c = _quadratic(toy.seed, toy.heterogeneity, client, x.dtype)
+    return a @ (x - c)
+
+
+def _loss(toy: Toy, client: int, x: Tensor) -> Tensor:
+    a, c = _quadratic(toy.seed, toy.heterogeneity, client, x.dtype)
+    return 0.5 * (x - c) @ a @ (x - c)
+
+
+def _method(toy: Toy) -> Method:
+    per_round = toy.per_round or len(toy.num_examples)
+    return make_method(toy.method, Population(toy.num_examples, per_round, toy.seed))
+
+
+def _parameters(toy: Toy, dtype: torch.dtype) -> dict[str, Tensor]:
+    random = generator(toy.seed, "toy-start")
+    return {
+        f"model.layers.{layer}.weight": torch.randn(LAYER_SHAPE, generator=random, dtype=torch.float64).to(dtype)
+        for layer in range(NUM_LAYERS)
+    }
+
+
+def _keep_what_the_cast_loses(replica: Replica, live: dict, master: dict, blocks: Sequence) -> None:
+    for block in blocks:
+        exact = flatten((master[name] for name in block.names), torch.float32)
+        if live[block.names[0]].dtype == torch.bfloat16:
+            replica.keep_exact(block.index, exact)
+
+
+def _slices(blocks: Sequence) -> list[slice]:
+    slices, offset = [], 0
+    for block in blocks:
+        slices.append(slice(offset, offset + block.num_params))
+        offset += block.num_params
+    return slices
+
+
+def _all(parameters: dict[str, Tensor]) -> Tensor:
+    return torch.cat([tensor.detach().reshape(-1).clone() for tensor in parameters.values()])

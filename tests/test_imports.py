@@ -1,0 +1,107 @@
+"""Who may import whom: downwards only, and the heavy libraries each behind one door (DESIGN.md §3)."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import parablock_ray
+
+PACKAGE = Path(parablock_ray.__file__).parent
+
+RANKS = {
+    "cli": 6,
+    "driver": 5,
+    "runtime": 4,
+    "training": 3,
+    "pricing": 3,
+    "network": 2,
+    "algorithms": 2,
+    "tracking": 2,
+    "config": 1,
+    "checkpoint": 1,
+    "errors": 0,
+}
+OPEN_TO_ALL = {"", "__version__"}  # the package itself, which imports nothing
+ONLY_IN = {"ray": {"runtime"}} | {
+    library: {"training"} for library in ("transformers", "datasets", "deepspeed", "peft", "reasoning_gym", "gguf")
+}
+NO_TORCH = {"cli", "network", "tracking", "config", "errors"}
+
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def room_of(module: str) -> str:
+    """`parablock_ray.config.load` -> `config`; the package itself -> `""`."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def rank(room: str) -> int:
+    assert room in RANKS, f"say in RANKS where {room} stands (and in DESIGN.md)"
+    return RANKS[room]
+
+
+def imported_modules(file: Path) -> Iterator[str]:
+    """Absolute names of all modules that a file imports, those inside functions included."""
+    package = (PACKAGE.name, *file.relative_to(PACKAGE).parts[:-1])
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parent = package[: len(package) - node.level + 1] if node.level else ()
+            source = ".".join((*parent, *([node.module] if node.module else [])))
+            yield from (f"{source}.{alias.name}" for alias in node.names)
+
+
+def mistakes(file: Path) -> Iterator[str]:
+    room = file.relative_to(PACKAGE).with_suffix("").parts[0]
+    for module in imported_modules(file):
+        library = module.partition(".")[0]
+        if library == PACKAGE.name:
+            target = room_of(module)
+            if target not in {room, *OPEN_TO_ALL} and rank(target) >= rank(room):
+                yield f"{module}: {target} does not lie below {room}"
+        elif library == "torch" and room in NO_TORCH:
+            yield f"{module}: no torch in {room}"
+        elif room not in ONLY_IN.get(library, {room}):
+            yield f"{module}: only for {', '.join(ONLY_IN[library])}"
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_imports_point_downwards(file: Path) -> None:
+    assert list(mistakes(file)) == []
+
+
+def test_every_room_has_its_rank() -> None:
+    for file in FILES:
+        room = file.relative_to(PACKAGE).with_suffix("").parts[0]
+        assert room == "__init__" or rank(room) >= 0
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "allowed"),
+    [
+        ("network/links.py", "import torch", False),
+        ("network/links.py", "from parablock_ray.tracking.events import Span", False),
+        ("network/links.py", "from parablock_ray import errors", True),
+        ("network/links.py", "from .timeline import Link", True),
+        ("network/links.py", "from ..runtime import base", False),
+        ("network/links.py", "def f():\n    from parablock_ray import driver", False),
+        ("algorithms/blocks.py", "import torch.nn", True),
+        ("algorithms/blocks.py", "from transformers import AutoModel", False),
+        ("training/engine.py", "import deepspeed", True),
+        ("training/engine.py", "import ray", False),
+        ("runtime/cluster.py", "import ray", True),
+        ("runtime/cluster.py", "from parablock_ray.tracking.events import Span", True),
+        ("config/load.py", "from parablock_ray.checkpoint import save", False),
+        ("driver.py", "from parablock_ray.cli import main", False),
+        ("cli.py", "from parablock_ray import __version__", True),
+    ],
+)
+def test_the_rule_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, line: str, allowed: bool) -> None:
+    package = tmp_path / "parablock_ray"
+    (package / file).parent.mkdir(parents=True, exist_ok=True)
+    (package / file).write_text(line)
+    monkeypatch.setattr(f"{__name__}.PACKAGE", package)
+    assert (list(mistakes(package / file)) == []) is allowed

@@ -1,0 +1,237 @@
+"""What the sinks leave behind: files, lines on a terminal, a W&B run."""
+
+import io
+import json
+import logging
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import wandb
+from rich.console import Console
+
+from parablock_ray.config import Config
+from parablock_ray.errors import UserError
+from parablock_ray.tracking.sinks import ConsoleSink, JsonlSink, WandbSink, open_sinks
+
+SUMMARY: dict[str, Any] = {
+    "status": "done",
+    "method": "parablock",
+    "loss_before": 2.0,
+    "loss_after": 1.0,
+    "seconds": 12.5,
+    "seconds_bound": None,
+    "overlap_efficiency": 0.95,
+    "bytes_up": 2_500_000,
+    "versions": {"ray": "2.60.0"},
+}
+
+
+def config(out: Path, wandb: str) -> Config:
+    return Config.model_validate(
+        {
+            "name": "read-me-back",
+            "out": str(out),
+            "model": {"name": "tiny"},
+            "data": {"source": "reasoning_gym"},
+            "clients": {"num": 2},
+            "method": {"name": "parablock", "rounds": 3},
+            "tracking": {"wandb": wandb},
+        }
+    )
+
+
+def metrics_row(round: int) -> dict[str, Any]:
+    times = {
+        f"{phase}_s{suffix}": 0.1 * (round + 1)
+        for phase in ("compute", "upload", "download", "wait")
+        for suffix in ("", "_max")
+    }
+    counts = {"bytes_up": 10**6, "bytes_down": 500_000, "bytes_catch_up": 0, "num_participants": 2}
+    return {"round": round, "block": round % 2, "loss": 2.0 / (round + 3), "seconds": 1.25} | times | counts
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_jsonl_can_be_read_while_the_run_goes_on(tmp_path: Path) -> None:
+    sink = JsonlSink(tmp_path / "run")
+    sink.event({"event": "committed", "round": 0})
+    sink.round(metrics_row(0))
+    assert read_lines(tmp_path / "run" / "events.jsonl") == [{"event": "committed", "round": 0}]
+    assert read_lines(tmp_path / "run" / "metrics.jsonl") == [metrics_row(0)]
+    sink.close()
+
+
+def test_summary_comes_whole_and_only_at_the_end(tmp_path: Path) -> None:
+    sink = JsonlSink(tmp_path)
+    assert not (tmp_path / "summary.json").exists()
+    sink.finish(SUMMARY)
+    sink.close()
+    assert json.loads((tmp_path / "summary.json").read_text()) == SUMMARY
+    assert {path.name for path in tmp_path.iterdir()} == {"events.jsonl", "metrics.jsonl", "summary.json"}
+
+
+def console_output(terminal: bool, num_rows: int) -> str:
+    out = io.StringIO()
+    sink = ConsoleSink(Console(file=out, force_terminal=terminal, width=100), num_rounds=num_rows)
+    for round in range(num_rows):
+        sink.round(metrics_row(round))
+    sink.finish(SUMMARY)
+    sink.close()
+    return out.getvalue()
+
+
+def test_without_a_terminal_a_round_is_one_plain_line() -> None:
+    output = console_output(terminal=False, num_rows=2)
+    assert output.splitlines()[1] == (
+        "round 1  block 1  loss 0.5000  seconds 1.25  compute 0.20  exchange 0.40  wait 0.20  bytes 1.5 MB"
+    )
+    assert "\x1b" not in output
+    assert all(text in output for text in ("parablock", "2.0000", "12.50", "95.0%", "2.5 MB"))
+    assert "seconds_bound" not in output
+
+
+def test_on_a_terminal_a_live_table_holds_the_last_rounds() -> None:
+    last_screen = console_output(terminal=True, num_rows=12).rpartition("12 of 12 rounds")[2]
+    assert "0.1429" in last_screen  # the loss of round 11
+    assert "0.6667" not in last_screen  # that of round 0
+
+
+def inspect(folder: Path, *options: str) -> str:
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", *options, "--json", str(folder)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_offline_wandb_run_reads_back_as_metrics_jsonl(tmp_path: Path) -> None:
+    run_config = config(tmp_path, "offline")
+    for sink in open_sinks(run_config, Console(file=io.StringIO())):
+        for round in range(3):
+            sink.round(metrics_row(round))
+        sink.finish(SUMMARY)
+        sink.close()
+
+    records = [json.loads(line) for line in inspect(tmp_path / "wandb").splitlines()]
+    history = [record["history"]["item"] for record in records if record["type"] == "history"]
+    assert [item["_step"] for item in history] == [0, 1, 2]
+    assert [{key: x for key, x in item.items() if key[0] != "_"} for item in history] == [
+        metrics_row(round) for round in range(3)
+    ]
+    assert read_lines(tmp_path / "metrics.jsonl") == [metrics_row(round) for round in range(3)]
+
+    run = json.loads(inspect(tmp_path / "wandb", "--summary"))
+    assert (run["name"], run["state"], run["exit_code"]) == ("read-me-back", "finished", 0)
+    assert run["config"]["method"]["lr"] == run_config.method.lr
+    told = {key: value for key, value in SUMMARY.items() if value is not None}
+    assert {key: run["summary"][key] for key in told} == told  # the run's seconds, not those of its last round
+
+
+def test_a_run_that_failed_is_marked_so(tmp_path: Path) -> None:
+    sink = WandbSink(config(tmp_path, "offline"))
+    sink.close()
+    assert json.loads(inspect(tmp_path / "wandb", "--summary"))["exit_code"] == 1
+
+
+class StubRun:
+    """A W&B run that takes nothing."""
+
+    summary: ClassVar[dict[str, Any]] = {}
+
+    def log(self, row: dict[str, Any], step: int, commit: bool) -> None:
+        raise wandb.Error("disk full")
+
+    def finish(self, exit_code: int) -> None:
+        raise wandb.Error("disk full")
+
+
+def test_a_wandb_error_while_logging_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(wandb, "init", lambda **_: StubRun())
+    sink = WandbSink(config(tmp_path, "offline"))
+    for round in range(3):
+        sink.round(metrics_row(round))
+    sink.finish(SUMMARY)
+    sink.close()
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == [
+        "W&B failed, the run goes on without it: disk full"
+    ]
+
+
+@pytest.fixture
+def modes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """The modes that W&B was started in, on a machine without a login."""
+    started: list[str] = []
+
+    def init(mode: str, **_: Any) -> StubRun:
+        started.append(mode)
+        return StubRun()
+
+    for variable in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    monkeypatch.setattr(wandb, "init", init)
+    return started
+
+
+def test_auto_without_a_login_is_offline(tmp_path: Path, modes: list[str]) -> None:
+    WandbSink(config(tmp_path, "auto"))
+    assert modes == ["offline"]
+
+
+def test_auto_with_a_key_is_online(tmp_path: Path, modes: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    WandbSink(config(tmp_path, "auto"))
+    assert modes == ["online"]
+
+
+def test_auto_with_a_netrc_login_is_online(tmp_path: Path, modes: list[str]) -> None:
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password secret\n")
+    WandbSink(config(tmp_path, "auto"))
+    assert modes == ["online"]
+
+
+def test_auto_heeds_wandbs_own_switch(tmp_path: Path, modes: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    WandbSink(config(tmp_path, "auto"))
+    assert modes == ["offline"]
+
+
+def refuse_online(mode: str, **_: Any) -> StubRun:
+    if mode == "online":
+        raise wandb.errors.CommError("no route")
+    return StubRun()
+
+
+def test_online_refused_is_the_users_to_mend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wandb, "init", refuse_online)
+    with pytest.raises(UserError, match=r"tracking\.wandb: online refused by W&B \(no route\); log in, or use offline"):
+        open_sinks(config(tmp_path, "online"), Console(file=io.StringIO()))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_auto_falls_back_to_offline(
+    tmp_path: Path, modes: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    monkeypatch.setattr(wandb, "init", refuse_online)
+    WandbSink(config(tmp_path, "auto"))
+    assert "W&B cannot be reached, the run is kept offline: no route" in caplog.text
+
+
+def test_off_does_not_import_wandb(tmp_path: Path) -> None:
+    code = (
+        "import sys; from rich.console import Console; from parablock_ray.config import load_config; "
+        "from parablock_ray.tracking.sinks import open_sinks; "
+        "open_sinks(load_config(sys.argv[1], ['tracking.wandb=off']), Console()); "
+        "print(sorted({'wandb', 'torch', 'ray'} & set(sys.modules)))"
+    )
+    (tmp_path / "config.yaml").write_text(config(tmp_path / "run", "off").model_dump_json())
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "config.yaml")], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
