@@ -1,7 +1,9 @@
 """One experiment, from a config to its run folder: plan rounds, hand them out, write down what happens."""
 
+import math
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,15 +13,16 @@ from rich.console import Console
 from parablock_ray.algorithms.base import Method, MethodTraits
 from parablock_ray.algorithms.block_methods import Population, make_method
 from parablock_ray.config import Config, save_resolved
-from parablock_ray.errors import UserError
+from parablock_ray.errors import RunFailed, UserError
 from parablock_ray.pricing import bound_s, round_loads
 from parablock_ray.runtime import RunSetup, Runtime, make_runtime
 from parablock_ray.tracking.events import Event, as_row
 from parablock_ray.tracking.rounds import RoundBook
 from parablock_ray.tracking.sinks import Sink, open_sinks
-from parablock_ray.training.data import DataReport, build_data
-from parablock_ray.training.model import load_tokenizer, max_context, model_config
+from parablock_ray.training.data import build_data
+from parablock_ray.training.model import load_tokenizer, max_context, model_config, num_layers
 
+_RUN_FILES = ("config.yaml", "events.jsonl", "metrics.jsonl")
 _ROUNDS_AHEAD = 2  # plans lie ready beyond what staleness needs, so that no client waits for the driver
 
 
@@ -28,20 +31,24 @@ def run(config: Config) -> dict[str, Any]:
     out = Path(config.out)
     refuse_used_folder(out)
     console = Console()
-    tokenizer, context = load_tokenizer(config.model.name), max_context(model_config(config.model.name))
-    data = build_data(config.data, config.clients.num, config.seed, tokenizer, context)
-    console.print(describe(data.report), highlight=False, soft_wrap=True)
+    shape, tokenizer = model_config(config.model.name), load_tokenizer(config.model.name)
+    check_num_blocks(config.method.num_blocks, num_layers(shape))
+    data = build_data(config.data, config.clients.num, config.seed, tokenizer, max_context(shape))
+    console.print(data.report.line(), highlight=False, soft_wrap=True)
     num_examples = tuple(len(indices) for indices in data.clients)
     population = Population(num_examples, config.clients.per_round or config.clients.num, config.seed)
     method = make_method(config.method, population)
     runtime = make_runtime(RunSetup(config, MethodTraits.of(method), data))
-    sinks = open_sinks(config, console)
-    try:
-        save_resolved(config, out / "config.yaml")
+    with ExitStack() as cleanup:
+        cleanup.enter_context(claimed(out, config))
+        sinks = open_sinks(config, console)
+        for sink in sinks:
+            cleanup.callback(sink.close)
+        cleanup.callback(runtime.close)  # first of all
         info = runtime.start()
         loss_before = runtime.evaluate()
         events, rows = run_rounds(method, runtime, sinks)
-        loss_after = runtime.evaluate()
+        loss_after = finite(runtime.evaluate())
         final = runtime.finish(out / "model")
         seconds = sum(row["seconds"] for row in rows)
         bound = bound_s(round_loads(events, method.staleness), config.network)
@@ -67,10 +74,6 @@ def run(config: Config) -> dict[str, Any]:
         for sink in sinks:
             sink.finish(summary)
         return summary
-    finally:
-        runtime.close()
-        for sink in sinks:
-            sink.close()
 
 
 def run_rounds(method: Method, runtime: Runtime, sinks: Sequence[Sink]) -> tuple[list[Event], list[dict[str, Any]]]:
@@ -97,22 +100,40 @@ def run_rounds(method: Method, runtime: Runtime, sinks: Sequence[Sink]) -> tuple
 
 def refuse_used_folder(out: Path) -> None:
     """A run folder holds one run. Raises UserError."""
-    if (out / "config.yaml").exists() or (out / "events.jsonl").exists():
+    if any((out / name).exists() for name in _RUN_FILES):
         raise UserError(f"out: {out} already holds a run; choose another --out or --name, or delete that folder")
 
 
-def describe(report: DataReport) -> str:
-    """One line about the data; what was left out of it is said only where something was."""
-    line = (
-        f"data: {report.num_train} training and {report.num_eval} held-out examples of {report.num_tasks} task(s), "
-        f"{report.mean_tokens:.0f} tokens on average, {report.max_tokens} at most"
-    )
-    losses = {
-        "cut at the end": report.num_truncated,
-        "dropped, their answer beyond the limit": report.num_dropped,
-        "removed from training, their prompt held out": report.num_duplicates,
-    }
-    return line + "".join(f"; {num} {what}" for what, num in losses.items() if num)
+@contextmanager
+def claimed(out: Path, config: Config) -> Iterator[None]:
+    """Mark the folder as this run's. A run that fails before its first round is done leaves it free for the next try."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        save_resolved(config, out / "config.yaml")
+    except OSError as error:
+        raise UserError(f"out: cannot write to {out}: {error.strerror}; choose another --out") from None
+    try:
+        yield
+    finally:
+        metrics = out / "metrics.jsonl"
+        if not metrics.exists() or metrics.stat().st_size == 0:
+            for name in _RUN_FILES:
+                (out / name).unlink(missing_ok=True)
+
+
+def check_num_blocks(num_blocks: int, num_layers: int) -> None:
+    """Found here, before processes start, and not by the first of them. Raises UserError."""
+    if num_blocks > num_layers:
+        raise UserError(
+            f"method.num_blocks: {num_blocks} blocks, but the model has {num_layers} layers; allowed: 1 to {num_layers}"
+        )
+
+
+def finite(loss: float) -> float:
+    """The held-out loss after the last round, whose update no client trains on. Raises RunFailed."""
+    if not math.isfinite(loss):
+        raise RunFailed(f"the held-out loss after the last round is {loss}; a smaller method.lr may help")
+    return loss
 
 
 def versions() -> dict[str, str]:

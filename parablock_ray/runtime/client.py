@@ -65,21 +65,21 @@ class ClientActor:
 
     async def _train_rounds(self, tasks: asyncio.TaskGroup) -> None:
         """The compute task: rounds in order, this worker's clients one after the other."""
-        idle_since_s = time.time()
+        plan = await self._plans.get()
+        idle_since_s = time.time()  # not from earlier on: the run's clock starts with its first plan
         while True:
-            plan = await self._plans.get()
             self._visited[plan.round] = plan.block
             visits = [visit for visit in plan.visits if worker_of(visit.client, self._num_workers) == self._index]
-            if not visits:
-                continue
-            await self._until_readable(plan, visits)
-            await self._take_in(plan.reads)
-            self._report_waits(plan, visits, idle_since_s)
-            for visit in visits:
-                chunks = await self._train(plan, visit)
-                exchange = tasks.create_task(self._exchange_of(visit.client).run(plan, chunks))
-                self._under_way[plan.round, visit.client] = exchange
-            idle_since_s = time.time()
+            if visits:
+                await self._until_readable(plan, visits)
+                await self._take_in(plan.reads)
+                self._report_waits(plan, visits, idle_since_s)
+                for visit in visits:
+                    chunks = await self._train(plan, visit)
+                    exchange = tasks.create_task(self._exchange_of(visit.client).run(plan, chunks))
+                    self._under_way[plan.round, visit.client] = exchange
+                idle_since_s = time.time()
+            plan = await self._plans.get()
 
     async def _until_readable(self, plan: RoundPlan, visits: Sequence[Visit]) -> None:
         """Wait until each of these clients holds x^{(≤ reads)}: by its own download, or by catching up."""

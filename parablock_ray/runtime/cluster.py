@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray
 
@@ -28,8 +28,8 @@ class RayRuntime:
         self._setup = setup
         self._started_s: float | None = None
         self._owns_cluster = False
-        self._server: ray.actor.ActorHandle | None = None
-        self._workers: list[ray.actor.ActorHandle] = []
+        self._server: Any = None  # actor handles, whose methods Ray makes up
+        self._workers: list[Any] = []
         self._runs: list[ray.ObjectRef] = []
         self._news: ray.ObjectRef | None = None
 
@@ -47,10 +47,10 @@ class RayRuntime:
         for worker in self._workers:
             self._get(worker.warm_up.remote())
         self._runs = [worker.run.remote() for worker in self._workers]
-        return info
+        return cast(RuntimeInfo, info)
 
     def evaluate(self) -> float:
-        return self._get(self._server.evaluate.remote())
+        return float(self._get(self._server.evaluate.remote()))
 
     def submit(self, plan: RoundPlan) -> None:
         self._get(self._server.open.remote(plan))
@@ -117,14 +117,12 @@ def placement(config: Config) -> tuple[int, float]:
     """(number of workers, GPUs for each). Raises UserError where the cluster cannot hold them."""
     resources = ray.cluster_resources()
     num_gpus, num_cpus = resources.get("GPU", 0.0), resources.get("CPU", 0.0)
-    gpus_each = config.workers.gpus_per_worker
-    if gpus_each == "auto":
-        gpus_each = 1.0 if num_gpus else 0.0
+    wanted = config.workers.gpus_per_worker
+    gpus_each = float(num_gpus > 0) if wanted == "auto" else wanted
     by_cpu = int(num_cpus // config.workers.threads)
     capacity = min(by_cpu, int(num_gpus // gpus_each)) if gpus_each else by_cpu
-    num_workers = config.workers.num
-    if num_workers == "auto":
-        num_workers = min(capacity, config.clients.per_round or config.clients.num)
+    cohort = config.clients.per_round or config.clients.num
+    num_workers = min(capacity, cohort) if config.workers.num == "auto" else config.workers.num
     if not 1 <= num_workers <= capacity:
         raise UserError(
             f"workers.num: {config.workers.num} workers of {config.workers.threads} threads and {gpus_each:g} GPUs, "

@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Mapping
-from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +27,8 @@ def answer_nll(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, i
     first_answer = int((labels != IGNORED).any(dim=0).int().argmax())
     num_kept = length - max(first_answer - 1, 0)
     inputs = {"input_ids": input_ids, "attention_mask": batch["attention_mask"], "use_cache": False}
-    if _can_slice(type(getattr(model, "module", model))):
+    inner = getattr(model, "module", model)  # DeepSpeed's engine hides the model's own signature
+    if "logits_to_keep" in inspect.signature(inner.forward).parameters:
         logits = model(**inputs, logits_to_keep=num_kept).logits
     else:
         logits = model(**inputs).logits[:, length - num_kept :]
@@ -38,11 +38,6 @@ def answer_nll(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, i
         logits[:, :-1].to(wide).flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum"
     )
     return total, int((targets != IGNORED).sum())
-
-
-@lru_cache
-def _can_slice(model_class: type[nn.Module]) -> bool:
-    return "logits_to_keep" in inspect.signature(model_class.forward).parameters
 
 
 def move(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:

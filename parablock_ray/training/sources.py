@@ -128,7 +128,7 @@ def _jsonl(path: Path) -> Iterator[Example]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line.decode("utf-8-sig"))
         except ValueError as error:  # of the JSON or of its UTF-8
             raise UserError(f"{path}:{number}: this line is not JSON: {error}") from error
         yield _example(row, where=f"{path}:{number}", task=path.stem)

@@ -38,7 +38,9 @@ class Worker:
         self.layout = make_layout(dict(model.named_parameters()), config.method.num_blocks, config.method.parameters)
         dtype = getattr(torch, config.model.dtype)
         rounded = {} if dtype == torch.float32 else _values_lost_by_cast(model, self.layout, dtype)
-        model.to(device=device, dtype=dtype)
+        model.to(device)
+        for parameter in model.parameters():  # not the buffers: rotary frequencies stay in fp32
+            parameter.data = parameter.data.to(dtype)
         model.train()
         if config.model.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
