@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -56,6 +57,24 @@ def validate(config: ConfigPath, overrides: Overrides = None) -> None:
     """Check CONFIG and say what it would run, without loading a model."""
     with _exit_codes():
         typer.echo(f"OK: {_described(load_config(config, overrides or []))}")
+
+
+@app.command()
+def compare(folders: Annotated[list[Path], typer.Argument(metavar="RUN_DIR", help="Folders of runs.")]) -> None:
+    """Put finished runs side by side; speed-ups are over the first."""
+    from rich.console import Console
+
+    from parablock_ray.tracking.compare import MIN_WIDTH, comparison_table, differences, read_run, setting
+
+    with _exit_codes():
+        runs = [read_run(folder) for folder in folders]
+        console = Console()
+        console.width = max(console.width, MIN_WIDTH)  # without a terminal it is 80, which would cut columns
+        console.print(setting(runs[0]), highlight=False, soft_wrap=True)
+        console.print(comparison_table(runs))
+        different = differences([run.config for run in runs])
+        if different:
+            typer.echo(f"warning: not only the method differs between these runs: {', '.join(different)}", err=True)
 
 
 def _described(config: Config) -> str:

@@ -44,7 +44,7 @@ def run(config: Config) -> dict[str, Any]:
         sinks = open_sinks(config, console)
         for sink in sinks:
             cleanup.callback(sink.close)
-        cleanup.callback(runtime.close)  # first of all
+        cleanup.callback(runtime.close)  # what comes last here closes first
         info = runtime.start()
         loss_before = runtime.evaluate()
         events, rows = run_rounds(method, runtime, sinks)
@@ -106,7 +106,7 @@ def refuse_used_folder(out: Path) -> None:
 
 @contextmanager
 def claimed(out: Path, config: Config) -> Iterator[None]:
-    """Mark the folder as this run's. A run that fails before its first round is done leaves it free for the next try."""
+    """Mark the folder as this run's; one that fails before its first round is done leaves it free for the next try."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         save_resolved(config, out / "config.yaml")
@@ -121,11 +121,11 @@ def claimed(out: Path, config: Config) -> Iterator[None]:
                 (out / name).unlink(missing_ok=True)
 
 
-def check_num_blocks(num_blocks: int, num_layers: int) -> None:
-    """Found here, before processes start, and not by the first of them. Raises UserError."""
-    if num_blocks > num_layers:
+def check_num_blocks(num_blocks: int, at_most: int) -> None:
+    """Said before any process starts, not by the first of them to load the model. Raises UserError."""
+    if num_blocks > at_most:
         raise UserError(
-            f"method.num_blocks: {num_blocks} blocks, but the model has {num_layers} layers; allowed: 1 to {num_layers}"
+            f"method.num_blocks: {num_blocks} blocks but the model has {at_most} layers; allowed: 1 to {at_most}"
         )
 
 

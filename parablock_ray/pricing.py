@@ -45,7 +45,7 @@ def bound_s(loads: list[RoundLoad], network: NetworkConfig) -> float:
     clients = {visit.client for load in loads for visit in load.visits}
     settings = ExchangeSettings(
         pipeline=network.pipeline,
-        exchange="store_and_forward",
+        exchange=network.exchange,
         chunk_bytes=network.chunk_bytes,
         shared_workers=True,
     )

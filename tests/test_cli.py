@@ -17,7 +17,7 @@ CONFIG = """\
 name: small
 out: runs/${name}
 model: {name: tiny}
-data: {source: reasoning_gym}
+data: {source: reasoning_gym, tasks: [chain_sum], num_train: 80}
 clients: {num: 4}
 method: {name: parablock, rounds: 12}
 """

@@ -6,6 +6,9 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_
 
 from parablock_ray.config.base import Strict
 from parablock_ray.config.method import MethodConfig
+from parablock_ray.errors import UserError
+
+GENERATED = "reasoning_gym"
 
 # DeepSpeed's own keys that change neither the optimizer nor what a step computes. All others are ours to set.
 SAFE_DEEPSPEED_KEYS = frozenset(
@@ -40,6 +43,29 @@ class DataConfig(Strict):
     split: Literal["iid", "natural"] = "iid"  # natural: one task (or `client` column) per client
     template: Literal["plain", "alpaca", "chat"] = "plain"
     max_length: Annotated[int, Field(ge=8)] = 512  # tokens; longer examples are cut, counted and reported
+
+
+def check_source(data: DataConfig) -> None:
+    """What a source needs of the other keys of `data:`. Raises UserError.
+
+    Not a validator of `DataConfig`, so that the message names whole keys.
+    """
+    num_tasks = len(data.tasks)
+    if data.source != GENERATED:
+        if num_tasks:
+            raise UserError(f"data.tasks: only `data.source: {GENERATED}` has tasks to choose from; leave it out")
+        return
+    if num_tasks == 0:
+        raise UserError(f"data.tasks: name the tasks of {GENERATED!r}, such as [chain_sum, gsm_symbolic]")
+    if len(set(data.tasks)) < num_tasks:
+        raise UserError(f"data.tasks: every task may stand once only: {', '.join(data.tasks)}")
+    if data.num_train is None:
+        raise UserError(f"data.num_train: {GENERATED!r} makes any number of examples; say how many to train on")
+    num_examples = data.num_train + data.num_eval
+    if num_examples < num_tasks:
+        raise UserError(
+            f"data.num_train + data.num_eval ({num_examples}) must reach the number of data.tasks ({num_tasks})"
+        )
 
 
 class ClientsConfig(Strict):
@@ -84,6 +110,7 @@ class NetworkConfig(Strict):
     down_mbps: PositiveFloat = 100.0
     latency_ms: NonNegativeFloat = 0.0  # one way; does not occupy the link
     pipeline: Literal["serial", "duplex"] = "serial"  # serial: one communication thread per client, as in the paper
+    exchange: Literal["store_and_forward", "cut_through"] = "store_and_forward"  # cut_through: published by chunk
     chunk_mb: PositiveFloat = 8.0
     wire_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
@@ -122,6 +149,11 @@ class Config(Strict):
             raise ValueError(
                 "network.mode: must be none with runtime=serial, since nothing overlaps in one process (got shaped)"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _source_is_complete(self) -> "Config":
+        check_source(self.data)
         return self
 
     @model_validator(mode="after")

@@ -6,6 +6,7 @@ own, and only the exchange lives on the loop.
 
 import asyncio
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -36,12 +37,13 @@ class ClientActor:
         self._server = server
         self._wire_dtype: torch.dtype = getattr(torch, config.network.wire_dtype)
         self._thread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(config.workers.threads,))
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
         self._worker = self._thread.submit(Worker, config, setup.traits, setup.data, device).result()
         self._plans: asyncio.Queue[RoundPlan] = asyncio.Queue()
         self._inbox = Inbox(server)
         self._exchanges: dict[int, Exchange] = {}
         self._under_way: dict[tuple[int, int], asyncio.Task[None]] = {}  # (round, client) → its exchange
+        self._spans: defaultdict[tuple[int, int], list[Span]] = defaultdict(list)  # (round, client) → what it took
         self._visited: dict[int, int] = {}  # round → block, of rounds that the resident model has not taken in
 
     async def warm_up(self) -> None:
@@ -49,7 +51,11 @@ class ClientActor:
         await self._run(self._worker.warm_up)
 
     async def submit(self, plan: RoundPlan) -> None:
-        """Queue a round. Every worker gets every plan, also those in which none of its clients takes part."""
+        """Queue a round. Every worker gets every plan, also those in which none of its clients takes part.
+
+        Rounds must come in order: Ray may carry out calls to an async actor in another order than that of sending,
+        so each call is waited for before the next.
+        """
         self._plans.put_nowait(plan)
 
     async def peak_rss_bytes(self) -> int:
@@ -73,10 +79,11 @@ class ClientActor:
             if visits:
                 await self._until_readable(plan, visits)
                 await self._take_in(plan.reads)
-                self._report_waits(plan, visits, idle_since_s)
+                for visit in visits:
+                    self._note("wait", plan, visit, idle_since_s, None)
                 for visit in visits:
                     chunks = await self._train(plan, visit)
-                    exchange = tasks.create_task(self._exchange_of(visit.client).run(plan, chunks))
+                    exchange = tasks.create_task(self._exchange(plan, visit, chunks))
                     self._under_way[plan.round, visit.client] = exchange
                 idle_since_s = time.time()
             plan = await self._plans.get()
@@ -98,7 +105,7 @@ class ClientActor:
 
     async def _catch_up(self, plan: RoundPlan, visit: Visit) -> None:
         num_bytes = self._worker.layout.catch_up_params(visit) * self._wire_dtype.itemsize
-        await self._exchange_of(visit.client).catch_up(plan, num_bytes)
+        self._spans[plan.round, visit.client].append(await self._exchange_of(visit.client).catch_up(plan, num_bytes))
 
     async def _take_in(self, reads: int) -> None:
         """Move the resident model to x^{(≤ reads)}: what its clients downloaded, and what none of them took part in."""
@@ -118,16 +125,17 @@ class ClientActor:
         """One client's visit, in the training thread; its delta in chunks."""
         start_s = time.time()
         trained = await self._run(lambda: self._worker.train(plan, visit))
-        self._report("compute", plan, visit, start_s, trained.loss)
+        self._note("compute", plan, visit, start_s, trained.loss)
         return [trained.delta[start:end] for start, end in self._worker.bounds(plan.block)]
 
-    def _report_waits(self, plan: RoundPlan, visits: Sequence[Visit], since_s: float) -> None:
-        for visit in visits:
-            self._report("wait", plan, visit, since_s, None)
+    async def _exchange(self, plan: RoundPlan, visit: Visit, chunks: list[Tensor]) -> None:
+        """The exchange task of one visit. It ends the visit, so it reports all of it, in one message."""
+        exchanged = await self._exchange_of(visit.client).run(plan, chunks)
+        self._server.report.remote([*self._spans.pop((plan.round, visit.client)), *exchanged])
 
-    def _report(self, phase: Phase, plan: RoundPlan, visit: Visit, start_s: float, loss: float | None) -> None:
+    def _note(self, phase: Phase, plan: RoundPlan, visit: Visit, start_s: float, loss: float | None) -> None:
         span = Span(phase, plan.round, plan.block, visit.client, self._index, start_s, time.time(), 0, loss)
-        self._server.report.remote([span])
+        self._spans[plan.round, visit.client].append(span)
 
     def _exchange_of(self, client: int) -> Exchange:
         if client not in self._exchanges:

@@ -1,6 +1,7 @@
 """The Ray runtime: starts or joins a cluster, places the actors, passes plans on and events back."""
 
 import os
+import textwrap
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,7 +13,7 @@ import ray
 from parablock_ray.algorithms.base import RoundPlan
 from parablock_ray.config import Config
 from parablock_ray.errors import RunFailed, UserError
-from parablock_ray.runtime.base import FinalState, RunSetup, RuntimeInfo
+from parablock_ray.runtime.base import FinalState, RunSetup, RuntimeInfo, worker_of
 from parablock_ray.runtime.client import ClientActor
 from parablock_ray.runtime.memory import peak_rss_bytes
 from parablock_ray.runtime.server import ServerActor
@@ -44,8 +45,8 @@ class RayRuntime:
         client_actor = ray.remote(ClientActor).options(num_cpus=config.workers.threads, num_gpus=gpus_each, **common)
         self._workers = [client_actor.remote(setup, index, num_workers, self._server) for index in range(num_workers)]
         info = self._get(self._server.info.remote())
-        for worker in self._workers:
-            self._get(worker.warm_up.remote())
+        for index, worker in enumerate(self._workers):
+            self._get(worker.warm_up.remote(), self._worker_name(index))
         self._runs = [worker.run.remote() for worker in self._workers]
         return cast(RuntimeInfo, info)
 
@@ -56,8 +57,8 @@ class RayRuntime:
         self._get(self._server.open.remote(plan))
         if self._started_s is None:
             self._started_s = time.time()
-        for worker in self._workers:
-            worker.submit.remote(plan)
+        for submitted in [worker.submit.remote(plan) for worker in self._workers]:
+            self._get(submitted)  # before the next round: see ClientActor.submit
 
     def events(self) -> Sequence[Event]:
         if self._news is None:
@@ -65,7 +66,7 @@ class RayRuntime:
         ready, _ = ray.wait([self._news, *self._runs], num_returns=1)
         for reference in ready:
             if reference != self._news:
-                self._get(reference)  # a worker only ever returns by raising
+                self._get(reference, self._worker_name(self._runs.index(reference)))  # it only returns by raising
                 raise AssertionError("a worker stopped without an error")
         events, self._news = self._get(self._news), None
         return [_since(event, self._started_s) for event in events]
@@ -74,7 +75,7 @@ class RayRuntime:
         sha256, server_peak = self._get(self._server.finish.remote(str(model_folder.resolve())))
         peaks = {"driver": peak_rss_bytes(), "server": server_peak}
         for index, worker in enumerate(self._workers):
-            peaks[f"worker-{index}"] = self._get(worker.peak_rss_bytes.remote())
+            peaks[f"worker-{index}"] = self._get(worker.peak_rss_bytes.remote(), self._worker_name(index))
         return FinalState(sha256, peaks)
 
     def close(self) -> None:
@@ -84,16 +85,23 @@ class RayRuntime:
         if self._owns_cluster:
             ray.shutdown()
 
-    def _get(self, reference: ray.ObjectRef) -> Any:
-        """The value behind a reference; what failed remotely, as RunFailed with the remote traceback."""
+    def _get(self, reference: ray.ObjectRef, process: str = "the server") -> Any:
+        """The value that `process` answers with; what failed there, as RunFailed with the remote traceback."""
         try:
             return ray.get(reference)
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, UserError):
                 raise error.cause from None
-            raise RunFailed(f"{error.cause}\n\n{error}") from None
+            first_line = str(error.cause).partition("\n")[0]
+            raise RunFailed(f"{first_line}\n\n{error}") from None
         except ray.exceptions.RayActorError as error:
-            raise RunFailed(f"a process of the run died: {error}") from None
+            raise RunFailed(f"the process of {process} died: {error}") from None
+
+    def _worker_name(self, index: int) -> str:
+        """A worker for people: by the clients whose work it does."""
+        clients = range(self._setup.config.clients.num)
+        hosted = ", ".join(str(client) for client in clients if worker_of(client, len(self._workers)) == index)
+        return f"worker {index} (clients {textwrap.shorten(hosted, 40, placeholder=' …')})"
 
 
 def connect(config: Config) -> bool:

@@ -107,23 +107,23 @@ class Exchange:
         self._uplink, self._downlink = asyncio.Lock(), asyncio.Lock()
         self._thread = asyncio.Lock() if pipeline == "serial" else nullcontext()
 
-    async def run(self, plan: RoundPlan, chunks: list[Tensor]) -> None:
-        """Send the delta (in chunks), wait for the round's new value and receive it; report both as spans."""
+    async def run(self, plan: RoundPlan, chunks: list[Tensor]) -> list[Span]:
+        """Send the delta (in chunks), wait for the round's new value and receive it; the spans of both."""
         async with self._thread:
             async with self._uplink:
                 upload = await self._upload(plan, chunks)
             async with self._downlink:
                 download = await self._download(plan, [chunk.numel() * chunk.itemsize for chunk in chunks])
-        await self._server.report.remote([upload, download])
+        return [upload, download]
 
-    async def catch_up(self, plan: RoundPlan, num_bytes: int) -> None:
+    async def catch_up(self, plan: RoundPlan, num_bytes: int) -> Span:
         """What a client downloads before it may start, since it missed rounds.
 
         Only the time and the count: the values come to the worker, once for all the clients that it hosts.
         """
         async with self._downlink:
             start_s = await self._down.carry(num_bytes, time.time() + self._latency_s)
-        await self._server.report.remote([self._span("catch_up", plan, start_s, num_bytes)])
+        return self._span("catch_up", plan, start_s, num_bytes)
 
     async def _upload(self, plan: RoundPlan, chunks: list[Tensor]) -> Span:
         ready_s = time.time()

@@ -31,7 +31,7 @@ class Master:
             staleness=traits.staleness,
             wire_dtype=getattr(torch, config.network.wire_dtype),
             chunk_bytes=config.network.chunk_bytes,
-            cut_through=False,
+            cut_through=config.network.exchange == "cut_through",
         )
         self._server = BlockServer(self._parameters, self.layout, settings)
 

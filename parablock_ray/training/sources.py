@@ -19,10 +19,9 @@ from typing import Any, NamedTuple
 import torch
 
 from parablock_ray.algorithms.rng import generator
-from parablock_ray.config.schema import DataConfig
+from parablock_ray.config.schema import GENERATED, DataConfig, check_source
 from parablock_ray.errors import UserError
 
-GENERATED = "reasoning_gym"
 ROLES = ("system", "user", "assistant")
 FORMS = "`instruction` and `output` (Alpaca) or `messages` (chat)"
 
@@ -62,10 +61,9 @@ def read_examples(data: DataConfig, seed: int) -> list[Example]:
 
     Raises UserError for a source that cannot be found, reached or read, naming file and line.
     """
+    check_source(data)
     if data.source == GENERATED:
         return list(_generated(data, seed))
-    if data.tasks:
-        raise UserError(f"data.tasks: only `data.source: {GENERATED}` has tasks to choose from; leave it out")
     path = Path(data.source).expanduser()
     if path.suffix == ".jsonl" or path.exists() or data.source.startswith((".", "/", "~")):
         return list(_jsonl(path))
@@ -85,13 +83,8 @@ def _generated(data: DataConfig, seed: int) -> Iterator[Example]:
             f"data.source {GENERATED!r} needs the package reasoning-gym: `pip install 'parablock-ray[demo]'`"
         ) from error
     _check_tasks(data.tasks, sorted(set(DATASETS).difference(NOT_REPRODUCIBLE, [NOT_A_TASK])))
-    if data.num_train is None:
-        raise UserError(f"data.num_train: {GENERATED!r} makes any number of examples; say how many to train on")
+    assert data.num_train is not None  # check_source
     num_examples = data.num_train + data.num_eval
-    if num_examples < len(data.tasks):
-        raise UserError(
-            f"data.num_train + data.num_eval ({num_examples}) must reach the number of data.tasks ({len(data.tasks)})"
-        )
     for position, task in enumerate(data.tasks):
         size = len(range(position, num_examples, len(data.tasks)))
         task_seed = torch.randint(2**31, (), generator=generator(seed, f"reasoning_gym {task}")).item()
@@ -105,10 +98,6 @@ def _generated(data: DataConfig, seed: int) -> Iterator[Example]:
 
 
 def _check_tasks(tasks: tuple[str, ...], known: list[str]) -> None:
-    if not tasks:
-        raise UserError(f"data.tasks: name the tasks of {GENERATED!r}, such as [chain_sum, gsm_symbolic]")
-    if len(set(tasks)) < len(tasks):
-        raise UserError(f"data.tasks: every task may stand once only: {', '.join(tasks)}")
     for task in tasks:
         if task in NOT_REPRODUCIBLE:
             raise UserError(f"data.tasks: {task!r} makes other problems in every process; choose another task")

@@ -1,5 +1,6 @@
 """A worker: one resident model, its engine, and the local training of the clients it hosts, one after the other."""
 
+import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -124,6 +125,6 @@ def _named(plan: RoundPlan, visit: Visit) -> Iterator[None]:
     try:
         yield
     except RunFailed as error:
-        raise RunFailed(f"{where}: {error}") from error
-    except Exception as error:
-        raise RunFailed(f"{where}: {type(error).__name__}: {error}") from error
+        raise RunFailed(f"{where}: {error}") from None
+    except Exception as error:  # the traceback as text, since a cause is lost on the way to another process
+        raise RunFailed(f"{where}: {type(error).__name__}: {error}\n\n{traceback.format_exc()}") from error

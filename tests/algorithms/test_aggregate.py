@@ -92,8 +92,7 @@ def test_a_step_by_chunks_has_the_same_bits(optimizer):
     chunked = new_server_state(optimizer, 101, torch.float32)
     edges = [0, *sorted(random.Random(0).sample(range(1, 101), 6)), 101]
     parts = [
-        server_step(optimizer, {k: v[a:b] for k, v in chunked.items()}, mean[a:b])
-        for a, b in itertools.pairwise(edges)
+        server_step(optimizer, {k: v[a:b] for k, v in chunked.items()}, mean[a:b]) for a, b in itertools.pairwise(edges)
     ]
     assert torch.equal(torch.cat(parts), whole)
     assert all(torch.equal(chunked[key], state[key]) for key in state)

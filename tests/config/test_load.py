@@ -18,7 +18,7 @@ MINIMAL = {
     "name": "run",
     "out": "runs/${name}",
     "model": {"name": "tiny"},
-    "data": {"source": "reasoning_gym"},
+    "data": {"source": "reasoning_gym", "tasks": ["chain_sum"], "num_train": 80},
     "clients": {"num": 4},
     "method": {"name": "parablock"},
 }

@@ -7,15 +7,15 @@ instant after the other: clients, chunks and rounds are coroutines, and every li
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Generator, Mapping, Sequence
+from functools import cache, partial
 
 from parablock_ray.network.links import Link, ServerLink
 from parablock_ray.network.timeline import ExchangeSettings, RoundLoad
 
 # (what, round, client) → seconds; client is -1 where it does not matter
 Times = dict[tuple[str, int, int], float]
-Step = Iterator[Callable[[], bool]]
+Step = Generator[Callable[[], bool], None, None]
 
 
 def chunks(num_bytes: int, settings: ExchangeSettings) -> int:
@@ -192,7 +192,7 @@ class World:
         self.alarms.add(end)
         yield lambda: self.now >= end
 
-    def use(self, line: Line, seconds: float, key: tuple[int, ...]) -> Iterator:
+    def use(self, line: Line, seconds: float, key: tuple[int, ...]) -> Generator[Callable[[], bool], None, float]:
         """Queues for a line and occupies it; returns when that began."""
         me = (self.now, key)
         line.waiting.append(me)
@@ -262,7 +262,7 @@ def story(
 
     def computer(turns: list[tuple[int, int]]) -> Step:
         for t, i in turns:
-            yield lambda t=t, i=i: may_start(t, i)
+            yield partial(may_start, t, i)
             times["compute_start", t, i] = world.now
             yield from world.sleep(who.loads[t, i].compute_s)
             times["compute_end", t, i] = world.now
@@ -285,14 +285,16 @@ def story(
         arrived.add((t, i, j))
         times["arrival", t, i] = world.now
 
+    def is_in(load: RoundLoad, j: int) -> bool:
+        """Chunk j of every participant, or its last one where it has fewer."""
+        last = {visit.client: chunks(visit.up_bytes, settings) - 1 for visit in load.visits}
+        return all((load.round, i, min(j, k)) in arrived for i, k in last.items())
+
     def publisher() -> Step:
         catch_up(who.first - 1)
         for load in rounds:
-            sizes = {visit.client: chunks(visit.up_bytes, settings) for visit in load.visits}
-            for j in range(max(sizes.values())):
-                yield lambda load=load, sizes=sizes, j=j: all(
-                    (load.round, i, min(j, k - 1)) in arrived for i, k in sizes.items()
-                )
+            for j in range(max(chunks(visit.up_bytes, settings) for visit in load.visits)):
+                yield partial(is_in, load, j)
                 if settings.exchange == "cut_through":
                     download(load, [j])
             if settings.exchange == "store_and_forward":

@@ -2,7 +2,7 @@
 
 import math
 import random
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -20,46 +20,20 @@ from parablock_ray.network.timeline import (
     simulate,
 )
 from tests.network.brute_force import Times, recursion, story
-
-MB = 1_000_000
-FREE = Link(up_mbps=math.inf, down_mbps=math.inf, latency_s=0.0, half_duplex=False)
-UNLIMITED = ServerLink(up_mbps=math.inf, down_mbps=math.inf)
-PIPELINES = ("serial", "duplex")
-EXCHANGES = ("store_and_forward", "cut_through")
-
-
-@dataclass(frozen=True)
-class Case:
-    """Everything that `simulate` takes."""
-
-    rounds: tuple[RoundLoad, ...]
-    links: dict[int, Link]
-    server: ServerLink
-    how: ExchangeSettings
-
-    def run(self) -> Timeline:
-        return simulate(self.rounds, self.links, self.server, self.how)
-
-
-def exchange(pipeline: str, exchange: str, chunk_bytes: int) -> ExchangeSettings:
-    return ExchangeSettings(pipeline, exchange, chunk_bytes, shared_workers=False)  # type: ignore[arg-type]
-
-
-def full_cohorts(
-    num_rounds: int, staleness: int, clients: dict[int, tuple[float, Link]], how: ExchangeSettings
-) -> Case:
-    """Each client trains for the same time in every round, and moves 1 MB each way."""
-    visits = tuple(VisitLoad(client, client, c, MB, MB, 0) for client, (c, _) in clients.items())
-    rounds = tuple(RoundLoad(t, t - 1 - staleness, visits) for t in range(num_rounds))
-    return Case(rounds, {client: link for client, (_, link) in clients.items()}, UNLIMITED, how)
-
-
-def equal_clients(
-    num_rounds: int, staleness: int, c: float, u: float, d: float, how: ExchangeSettings
-) -> Case:
-    """Three of them; 1 MB takes u seconds up and d seconds down."""
-    link = Link(up_mbps=8 / u, down_mbps=8 / d, latency_s=0.0, half_duplex=False)
-    return full_cohorts(num_rounds, staleness, dict.fromkeys(range(3), (c, link)), how)
+from tests.network.cases import (
+    EXCHANGES,
+    MB,
+    NO_QUEUES,
+    PIPELINES,
+    QUEUES,
+    UNLIMITED,
+    Case,
+    cases,
+    equal_clients,
+    exchange,
+    full_cohorts,
+    random_case,
+)
 
 
 def exchange_s(u: float, d: float, how: ExchangeSettings) -> float:
@@ -108,9 +82,7 @@ SECONDS = [(1.0, 1.0, 1.0), (1.0, 1.5, 1.5), (4.0, 1.0, 2.0), (0.5, 3.0, 1.0), (
         ("duplex", "store_and_forward", 2, 1.0, 2.0, 203),
     ],
 )
-def test_printed_examples(
-    pipeline: str, mode: str, staleness: int, c: float, m_half: float, seconds: float
-) -> None:
+def test_printed_examples(pipeline: str, mode: str, staleness: int, c: float, m_half: float, seconds: float) -> None:
     case = equal_clients(100, staleness, c, m_half, m_half, exchange(pipeline, mode, MB // 16))
     assert case.run().seconds == pytest.approx(seconds, rel=1e-9)
 
@@ -118,9 +90,7 @@ def test_printed_examples(
 @pytest.mark.parametrize("how", [exchange(p, e, MB // 8) for p, e in product(PIPELINES, EXCHANGES)], ids=str)
 @pytest.mark.parametrize(("c", "u", "d"), SECONDS)
 @pytest.mark.parametrize("num_rounds", [1, 2, 10, 30])
-def test_fedbcd_with_equal_clients(
-    num_rounds: int, c: float, u: float, d: float, how: ExchangeSettings
-) -> None:
+def test_fedbcd_with_equal_clients(num_rounds: int, c: float, u: float, d: float, how: ExchangeSettings) -> None:
     seconds = equal_clients(num_rounds, 0, c, u, d, how).run().seconds
     assert seconds == pytest.approx(num_rounds * (c + exchange_s(u, d, how)), rel=1e-9)
 
@@ -128,9 +98,7 @@ def test_fedbcd_with_equal_clients(
 @pytest.mark.parametrize("mode", EXCHANGES)
 @pytest.mark.parametrize(("c", "u", "d"), SECONDS)
 @pytest.mark.parametrize("num_rounds", [1, 2, 10, 30])
-def test_serial_parablock_with_equal_clients(
-    num_rounds: int, c: float, u: float, d: float, mode: str
-) -> None:
+def test_serial_parablock_with_equal_clients(num_rounds: int, c: float, u: float, d: float, mode: str) -> None:
     how = exchange("serial", mode, MB // 8)
     m = exchange_s(u, d, how)
     seconds = equal_clients(num_rounds, 1, c, u, d, how).run().seconds
@@ -165,51 +133,6 @@ def test_fedbcd_with_unequal_clients(num_rounds: int, pipeline: str) -> None:
 
 # ---- brute force
 
-CHUNK_BYTES = MB // 4
-NO_QUEUES = ["equal", "unequal", "latency", "shared", "partial", "partial latency shared"]
-QUEUES = [
-    "half_duplex",
-    "equal half_duplex",
-    "server",
-    "equal server",
-    "half_duplex server latency shared",
-    "half_duplex server latency partial",
-]
-
-
-def random_case(kind: str, num_rounds: int, staleness: int, pipeline: str, mode: str) -> Case:
-    """`kind` says in words what is special. Blocks differ in size and in compute time."""
-    rng = random.Random(f"{kind} {num_rounds} {staleness} {pipeline} {mode}")
-    words = kind.split()
-    clients = range(6 if "partial" in words else 3)
-    links = {client: random_link(rng, words) for client in clients}
-    if "equal" in words:
-        links = dict.fromkeys(clients, links[0])
-    server = ServerLink(rng.uniform(8, 30), rng.uniform(8, 30)) if "server" in words else UNLIMITED
-    rounds = tuple(random_round(rng, words, t, t - 1 - staleness, clients) for t in range(num_rounds))
-    how = replace(exchange(pipeline, mode, CHUNK_BYTES), shared_workers="shared" in words)
-    return Case(rounds, links, server, how)
-
-
-def random_link(rng: random.Random, words: list[str]) -> Link:
-    latency_s = rng.uniform(0, 0.5) if "latency" in words else 0.0
-    return Link(rng.uniform(4, 12), rng.uniform(4, 12), latency_s, "half_duplex" in words)
-
-
-def random_round(rng: random.Random, words: list[str], t: int, reads: int, clients: range) -> RoundLoad:
-    cohort = rng.sample(clients, rng.randint(1, 3) if "partial" in words else len(clients))
-    num_chunks = rng.randint(1, 5)
-    visits = []
-    for client in cohort:
-        up_bytes, down_bytes = (num_chunks * CHUNK_BYTES - rng.randrange(CHUNK_BYTES) for _ in range(2))
-        catch_up_bytes = rng.randrange(2) * rng.randrange(3 * MB) if "partial" in words else 0
-        visits.append(
-            VisitLoad(client, client % 2, rng.uniform(0.2, 2), up_bytes, down_bytes, catch_up_bytes)
-        )
-    if "equal" in words:
-        visits = [replace(visits[0], client=client) for client in cohort]
-    return RoundLoad(t, reads, tuple(visits))
-
 
 @pytest.mark.parametrize("mode", EXCHANGES)
 @pytest.mark.parametrize("pipeline", PIPELINES)
@@ -241,59 +164,12 @@ def test_equals_the_story(kind: str, staleness: int, pipeline: str, mode: str) -
         (100, 1, "duplex", "cut_through", "half_duplex server latency partial"),
     ],
 )
-def test_equals_the_story_of_long_runs(
-    num_rounds: int, staleness: int, pipeline: str, mode: str, kind: str
-) -> None:
+def test_equals_the_story_of_long_runs(num_rounds: int, staleness: int, pipeline: str, mode: str, kind: str) -> None:
     case = random_case(kind, num_rounds, staleness, pipeline, mode)
     assert_same(case.run(), story(case.rounds, case.links, case.server, case.how))
 
 
 # ---- properties
-
-# All times are multiples of a power of two, hence exact: ties really are ties.
-RATES_MBPS = st.sampled_from([4.0, 8.0, 16.0])
-
-
-@st.composite
-def cases(draw: st.DrawFn, queues: bool, partial: bool) -> Case:
-    """`queues`: half-duplex links and a limited server too. `partial`: cohorts and catch-ups too."""
-    clients = range(draw(st.integers(1, 3)))
-    staleness = draw(st.integers(0, 3))
-    rounds = tuple(
-        draw(round_loads(t, t - 1 - staleness, clients, partial)) for t in range(draw(st.integers(1, 7)))
-    )
-    half_duplex = st.booleans() if queues else st.just(False)
-    latency_s = st.sampled_from([0.0, 0.125, 0.5])
-    links = {
-        client: draw(st.builds(Link, RATES_MBPS, RATES_MBPS, latency_s, half_duplex)) for client in clients
-    }
-    server = (
-        draw(st.builds(ServerLink, RATES_MBPS, RATES_MBPS)) if queues and draw(st.booleans()) else UNLIMITED
-    )
-    how = st.builds(
-        ExchangeSettings,
-        st.sampled_from(PIPELINES),
-        st.sampled_from(EXCHANGES),
-        st.just(CHUNK_BYTES),
-        st.booleans(),
-    )
-    return Case(rounds, links, server, draw(how))
-
-
-@st.composite
-def round_loads(draw: st.DrawFn, t: int, reads: int, clients: range, partial: bool) -> RoundLoad:
-    everybody = st.permutations(clients)
-    cohort = draw(st.lists(st.sampled_from(clients), min_size=1, unique=True) if partial else everybody)
-    num_bytes = draw(st.integers(1, 5)) * CHUNK_BYTES
-    catch_up_bytes = st.sampled_from([0, CHUNK_BYTES, 3 * CHUNK_BYTES]) if partial else st.just(0)
-    visits = tuple(
-        VisitLoad(
-            client, client % 2, draw(st.integers(1, 16)) / 8, num_bytes, num_bytes, draw(catch_up_bytes)
-        )
-        for client in cohort
-    )
-    return RoundLoad(t, reads, visits)
-
 
 examples = settings(max_examples=150, deadline=None, derandomize=True)
 
@@ -328,18 +204,14 @@ def test_never_beats_its_busiest_resource(case: Case) -> None:
 def test_staleness_never_slows_a_run(case: Case) -> None:
     """In particular, no overlapped run is slower than the sequential one of the same load."""
     runs_s = [
-        replace(case, rounds=tuple(replace(load, reads=load.round - 1 - s) for load in case.rounds))
-        .run()
-        .seconds
+        replace(case, rounds=tuple(replace(load, reads=load.round - 1 - s) for load in case.rounds)).run().seconds
         for s in range(4)
     ]
     assert runs_s == sorted(runs_s, reverse=True)
 
 
 @examples
-@given(
-    cases(queues=False, partial=True), st.sampled_from(["up_mbps", "down_mbps"]), st.sampled_from([2, 1.25])
-)
+@given(cases(queues=False, partial=True), st.sampled_from(["up_mbps", "down_mbps"]), st.sampled_from([2, 1.25]))
 def test_a_faster_link_never_slows_a_run(case: Case, direction: str, factor: float) -> None:
     before_s = case.run().seconds
     for client, link in case.links.items():
@@ -360,9 +232,7 @@ def test_cut_through_and_duplex_never_slow_a_run(case: Case) -> None:
 @given(cases(queues=True, partial=True), st.randoms(use_true_random=False))
 def test_plan_order_matters_on_shared_workers_only(case: Case, rng: random.Random) -> None:
     case = replace(case, how=replace(case.how, shared_workers=False))
-    shuffled = tuple(
-        replace(load, visits=tuple(rng.sample(load.visits, len(load.visits)))) for load in case.rounds
-    )
+    shuffled = tuple(replace(load, visits=tuple(rng.sample(load.visits, len(load.visits)))) for load in case.rounds)
     assert flat(replace(case, rounds=shuffled).run()) == flat(case.run())
 
 
@@ -378,6 +248,7 @@ def one_by_one(*visits: VisitLoad, staleness: int) -> tuple[RoundLoad, ...]:
 
 
 MB_A_SECOND = Link(up_mbps=8, down_mbps=8, latency_s=0.0, half_duplex=False)
+FREE = Link(up_mbps=math.inf, down_mbps=math.inf, latency_s=0.0, half_duplex=False)
 PLAIN = exchange("duplex", "store_and_forward", MB)
 
 
@@ -481,9 +352,7 @@ def test_cut_through_refuses_unequal_messages() -> None:
         simulate(rounds, {0: MB_A_SECOND, 1: MB_A_SECOND}, UNLIMITED, how)
 
 
-@pytest.mark.parametrize(
-    ("rate_mbps", "seconds"), [(20, 48.7), (100, 9.7), (1000, 1.0), (math.inf, 0.0)], ids=str
-)
+@pytest.mark.parametrize(("rate_mbps", "seconds"), [(20, 48.7), (100, 9.7), (1000, 1.0), (math.inf, 0.0)], ids=str)
 def test_megabits(rate_mbps: float, seconds: float) -> None:
     """A layer of Llama-3.2-1B in bf16, as in ALGORITHMS.md, section 5."""
     link = Link(rate_mbps, 2 * rate_mbps, latency_s=0.1, half_duplex=True)

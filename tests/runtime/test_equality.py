@@ -58,7 +58,8 @@ class JitteryServer(ServerActor):
 
 def test_four_actors_random_delays_and_arrival_orders_change_no_bit(cluster, tmp_path, serial, monkeypatch):
     monkeypatch.setattr(cluster_module, "ServerActor", JitteryServer)
-    summary = run_tiny(tmp_path / "run", ["workers.num=4", "network.chunk_mb=0.1"])
+    cut_through = ["network.exchange=cut_through", "network.chunk_mb=0.1"]
+    summary = run_tiny(tmp_path / "run", ["workers.num=4", *cut_through])
     assert summary["weights_sha256"] == serial("parablock")["weights_sha256"]
 
 

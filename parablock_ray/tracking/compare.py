@@ -1,0 +1,105 @@
+"""Finished runs side by side: what each reached, in what time, and how much sooner than the first."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.filesize import decimal
+from rich.table import Table
+
+from parablock_ray.config import Config, load_config
+from parablock_ray.errors import UserError
+
+MIN_WIDTH = 100  # characters a line, into which the table fits; longer names of runs are folded
+
+# What a comparison is about; runs that differ in anything else are told apart by more than their method.
+_MAY_DIFFER = frozenset({"name", "out", "method", "tracking"})
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """What a run folder says of its run."""
+
+    folder: str
+    config: Config
+    summary: Mapping[str, Any]  # the names of DESIGN.md §6
+
+
+def read_run(folder: Path) -> FinishedRun:
+    """Raises UserError for a folder without a run, or with one that did not come to its end."""
+    try:
+        summary = json.loads((folder / "summary.json").read_text("utf-8"))
+    except FileNotFoundError:
+        if (folder / "config.yaml").exists():
+            raise UserError(f"{folder}: this run did not finish (no summary.json); wait, or run it again") from None
+        raise UserError(f"{folder}: holds no run (no summary.json); name run folders, like runs/quickstart") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}/summary.json: cannot be read: {error}") from None
+    return FinishedRun(str(folder), load_config(folder / "config.yaml", []), summary)
+
+
+def setting(run: FinishedRun) -> str:
+    """One line on what the times were made with; no figure is told without it."""
+    network, summary = run.config.network, run.summary
+    link = f" {network.up_mbps:g}/{network.down_mbps:g} Mbit/s up/down," if network.mode != "none" else ""
+    return (
+        f"network {summary['seconds_mode']},{link} {network.pipeline} pipeline; "
+        f"{summary['num_clients']} client(s) on {summary['num_workers']} worker(s)"
+    )
+
+
+def comparison_table(runs: Sequence[FinishedRun]) -> Table:
+    """A row a run. Speed-ups are over the first run; `bound` columns are the recurrence's, without overhead."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    rows = [_cells(run, runs) for run in runs]
+    for header in rows[0]:
+        if header == "run":
+            table.add_column(header, overflow="fold")
+        else:
+            table.add_column(header, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row.values())
+    return table
+
+
+def _cells(run: FinishedRun, runs: Sequence[FinishedRun]) -> dict[str, str]:
+    """Header → what stands below it."""
+    summary, first = run.summary, runs[0].summary
+    before, after = summary["loss_before"], summary["loss_after"]
+    return {
+        "run": _label(run, runs),
+        "method": summary["method"],
+        "loss\nbefore": f"{before:.4f}",
+        "loss\nafter": f"{after:.4f}",
+        "fall": f"{1 - after / before:.1%}",
+        "seconds": f"{summary['seconds']:.1f}",
+        "speed-up": f"{first['seconds'] / summary['seconds']:.2f}x",
+        "bound\nseconds": f"{summary['seconds_bound']:.1f}",
+        "bound\nspeed-up": f"{first['seconds_bound'] / summary['seconds_bound']:.2f}x",
+        "overlap\nefficiency": f"{summary['overlap_efficiency']:.1%}",
+        # What a client downloads to catch up is paid for like the rest.
+        "bytes up\n+ down": decimal(summary["bytes_up"] + summary["bytes_down"] + summary["bytes_catch_up"]),
+    }
+
+
+def _label(run: FinishedRun, runs: Sequence[FinishedRun]) -> str:
+    """The run's name, or its folder where others have the same name."""
+    same_name = [other for other in runs if other.config.name == run.config.name]
+    return run.config.name if len(same_name) == 1 else run.folder
+
+
+def differences(configs: Sequence[Config]) -> list[str]:
+    """The dotted keys, methods and names aside, in which any two of the configs differ."""
+    flat = [dict(_flat(config.model_dump(mode="json", exclude=set(_MAY_DIFFER)))) for config in configs]
+    keys = dict.fromkeys(key for values in flat for key in values)
+    return [key for key in keys if any(values.get(key) != flat[0].get(key) for values in flat)]
+
+
+def _flat(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in section.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,103 @@
+"""The documents say what is there: every config key with its defaults, every field of a run folder, no dead link."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import yaml
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from parablock_ray.config import Config
+from parablock_ray.tracking.events import Committed, Span
+from parablock_ray.tracking.rounds import RoundBook
+from tests.config.names import method_names
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(file for room in ("docs", "launch") for file in (ROOT / room).rglob("*.md"))])
+
+ROW = re.compile(r"^\| `([a-z_.0-9]+)` \| ([^|]*) \|", re.MULTILINE)
+CODE = re.compile(r"`([^`]+)`")
+LINK = re.compile(r"\]\(([^)\s]+)\)|(?:src|href|srcset)=\"([^\"]+)\"")
+FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+
+
+def models_of(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for member in get_args(annotation):
+        yield from models_of(member)
+
+
+def keys_of(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every dotted key with its default, once for each model that has it; None stands for `required`."""
+    for name, field in model.model_fields.items():
+        sections = list(models_of(field.annotation))
+        for section in sections:
+            yield from keys_of(section, f"{prefix}{name}.")
+        if not sections:
+            default = field.get_default(call_default_factory=True)
+            yield prefix + name, "required" if default is PydanticUndefined else default
+
+
+def plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def test_every_config_key_is_documented_with_its_defaults() -> None:
+    rows = dict(ROW.findall((ROOT / "docs" / "configuration.md").read_text("utf-8")))
+    defaults = defaultdict(list)
+    for key, default in keys_of(Config):
+        defaults[key].append(default)
+    assert rows.keys() == defaults.keys()
+    tags = {key for key in defaults if key.endswith("server_optimizer.name")}  # required, but for the default model
+    for key, values in defaults.items():
+        written = [yaml.safe_load(text) for text in CODE.findall(rows[key])]
+        for value in values:
+            if value == "required":
+                assert "required" in rows[key] or key in tags, key
+            else:
+                assert plain(value) in written, f"{key}: default {value!r} is not in {rows[key]!r}"
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/methods.md", "docs/configuration.md"])
+def test_every_method_is_named(document: str) -> None:
+    text = (ROOT / document).read_text("utf-8")
+    assert [name for name in method_names() if f"`{name}`" not in text] == []
+
+
+def test_every_field_of_a_run_folder_is_documented() -> None:
+    book = RoundBook(num_rounds=1)
+    book.add(Span("compute", 0, 0, client=0, worker=0, start_s=0.0, end_s=1.0, loss=1.0))
+    book.add(Span("download", 0, 0, client=0, worker=0, start_s=1.0, end_s=2.0))
+    [metrics] = book.add(Committed(0, 0, time_s=1.0, participants=(0,), weights=(1.0,), update_norm=1.0))
+    names = {*metrics, *(field.name for event in (Span, Committed) for field in fields(event))}
+    text = (ROOT / "docs" / "run-folder.md").read_text("utf-8")
+    assert [name for name in sorted(names) if f"`{name}`" not in text] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda file: str(file.relative_to(ROOT)))
+def test_relative_links_lead_somewhere(document: Path) -> None:
+    for link in links_in(document):
+        target, _, heading = link.partition("#")
+        file = document.parent / target if target else document
+        assert file.exists(), link
+        if heading:
+            assert heading in slugs_in(file), link
+
+
+def links_in(document: Path) -> Iterator[str]:
+    for groups in LINK.findall(FENCED.sub("", document.read_text("utf-8"))):
+        link = "".join(groups)
+        if not re.match(r"[a-z]+:", link):
+            yield link
+
+
+def slugs_in(document: Path) -> set[str]:
+    """The anchors that GitHub makes of headings."""
+    headings = re.findall(r"^#+ (.*)$", FENCED.sub("", document.read_text("utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}

@@ -1,0 +1,62 @@
+"""The GPU path: bf16 model, fp32 master, one client per device. Run wherever there is a CUDA device."""
+
+import copy
+
+import pytest
+import torch
+
+from parablock_ray.training.engine import DeepSpeedEngine, TorchEngine
+from parablock_ray.training.loss import move
+from parablock_ray.training.model import load_model
+from tests.runtime.federation import run_tiny
+from tests.training.test_engine import ADAMW, block_of, random_batch, same_bits
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+@pytest.fixture(autouse=True)
+def deterministic(monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def visit(model, engine, layer: int) -> torch.Tensor:
+    engine.begin(block_of(model, layer), 1e-2)
+    for step in range(3):
+        engine.step(move(random_batch(step), torch.device("cuda")))
+    return engine.end()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_both_engines_end_in_the_same_bits(dtype):
+    by_torch = load_model("tiny", dtype, 0).cuda()
+    by_deepspeed = copy.deepcopy(by_torch)
+    engines = TorchEngine(by_torch, ADAMW), DeepSpeedEngine(by_deepspeed, ADAMW, {})
+    for layer in (1, 0, 1):
+        trained = [visit(model, engine, layer) for model, engine in zip((by_torch, by_deepspeed), engines, strict=True)]
+        assert trained[0].dtype == torch.float32
+        assert torch.equal(*trained)
+    assert same_bits(by_torch, by_deepspeed)
+
+
+def test_memory_returns_to_its_baseline_after_a_visit():
+    model = load_model("tiny", "bfloat16", 0).cuda()
+    engine = DeepSpeedEngine(model, ADAMW, {})
+    visit(model, engine, 0)  # allocates what stays: workspaces
+    baseline = torch.cuda.memory_allocated()
+    for layer in range(4):
+        visit(model, engine, layer)
+    engine.begin(block_of(model, 0), 0.0)  # drops the last gradients
+    engine.end()
+    assert torch.cuda.memory_allocated() <= baseline * 1.01
+
+
+def test_a_bf16_run_on_ray_learns(tmp_path, cluster):
+    bf16 = ["model.dtype=bfloat16", "network.wire_dtype=bfloat16", "workers.num=1", "workers.gpus_per_worker=1"]
+    summary = run_tiny(tmp_path / "run", [*bf16, "method.rounds=8"])
+    assert summary["loss_after"] < summary["loss_before"]
