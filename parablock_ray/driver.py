@@ -20,6 +20,7 @@ from parablock_ray.tracking.events import Event, as_row
 from parablock_ray.tracking.rounds import RoundBook
 from parablock_ray.tracking.sinks import Sink, open_sinks
 from parablock_ray.training.data import build_data
+from parablock_ray.training.engine import make_engine
 from parablock_ray.training.model import load_tokenizer, max_context, model_config, num_layers
 
 _RUN_FILES = ("config.yaml", "events.jsonl", "metrics.jsonl")
@@ -38,7 +39,7 @@ def run(config: Config) -> dict[str, Any]:
     num_examples = tuple(len(indices) for indices in data.clients)
     population = Population(num_examples, config.clients.per_round or config.clients.num, config.seed)
     method = make_method(config.method, population)
-    runtime = make_runtime(RunSetup(config, MethodTraits.of(method), data))
+    runtime = make_runtime(RunSetup(config, MethodTraits.of(method), data, make_engine))
     with ExitStack() as cleanup:
         cleanup.enter_context(claimed(out, config))
         sinks = open_sinks(config, console)

@@ -1,4 +1,4 @@
-"""Who may import whom: downwards only, and the heavy libraries each behind one door (DESIGN.md §3)."""
+"""Who may import whom: downwards only, and the heavy libraries each behind one door (docs/architecture.md)."""
 
 import ast
 from collections.abc import Iterator
@@ -38,7 +38,7 @@ def room_of(module: str) -> str:
 
 
 def rank(room: str) -> int:
-    assert room in RANKS, f"say in RANKS where {room} stands (and in DESIGN.md)"
+    assert room in RANKS, f"say in RANKS where {room} stands (and in docs/architecture.md)"
     return RANKS[room]
 
 

@@ -1,4 +1,4 @@
-"""The client's half of a round: what it starts from, and what it sends (ALGORITHMS: §2).
+"""The client's half of a round: what it starts from, and what it sends (docs/methods.md).
 
     start   z_i = cast( wire(x^{(≤ t−1−s)}) + Σ_{pending τ} a_i · Δ_{i,τ} )
     send    Δ_{i,t} = round_to_wire( LocalOpt(z_i)[b_t] − z_i[b_t] )

@@ -1,4 +1,4 @@
-"""The server's half of a round: x[b_t] += G_t, and which version of a block a reader gets (ALGORITHMS: §2).
+"""The server's half of a round: x[b_t] += G_t, and which version of a block a reader gets (docs/methods.md).
 
 Source: ParaBlock, arXiv 2511.19959; the rule written out here is our reconstruction.
 """

@@ -1,4 +1,4 @@
-"""When everything happens: the one recurrence that prices a run (ALGORITHMS.md, section 2, "Time").
+"""When everything happens: the one recurrence that prices a run (docs/methods.md, "Time").
 
 Nothing else in the package computes time. For a client in a round, its messages cut into k equal chunks:
 

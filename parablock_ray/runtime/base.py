@@ -10,15 +10,18 @@ from parablock_ray.algorithms.blocks import BlockLayout
 from parablock_ray.config import Config
 from parablock_ray.tracking.events import Event
 from parablock_ray.training.data import FederatedData
+from parablock_ray.training.engine import EngineMaker
 
 
 @dataclass(frozen=True)
 class RunSetup:
-    """What every process of a run is made from."""
+    """What every process of a run is made from. `make_engine` is `training.engine.make_engine` or, to measure the
+    runtime alone, something that only takes as long as training would."""
 
     config: Config
     traits: MethodTraits
     data: FederatedData
+    make_engine: EngineMaker
 
 
 @dataclass(frozen=True)

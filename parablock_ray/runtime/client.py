@@ -38,7 +38,8 @@ class ClientActor:
         self._wire_dtype: torch.dtype = getattr(torch, config.network.wire_dtype)
         self._thread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(config.workers.threads,))
         device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
-        self._worker = self._thread.submit(Worker, config, setup.traits, setup.data, device).result()
+        worker = self._thread.submit(Worker, config, setup.traits, setup.data, device, setup.make_engine)
+        self._worker = worker.result()
         self._plans: asyncio.Queue[RoundPlan] = asyncio.Queue()
         self._inbox = Inbox(server)
         self._exchanges: dict[int, Exchange] = {}
@@ -90,18 +91,13 @@ class ClientActor:
 
     async def _until_readable(self, plan: RoundPlan, visits: Sequence[Visit]) -> None:
         """Wait until each of these clients holds x^{(≤ reads)}: by its own download, or by catching up."""
-        waits = []
-        for visit in visits:
-            own = self._under_way.pop((plan.reads, visit.client), None)
-            if own is not None:
-                waits.append(own)
-            elif plan.reads >= 0:
-                waits.append(asyncio.create_task(self._until_committed(plan.reads)))
-        await asyncio.gather(*waits)
+        clients = {visit.client for visit in visits}
+        readable = {key: task for key, task in self._under_way.items() if key[0] <= plan.reads}
+        await asyncio.gather(*(task for (_, client), task in readable.items() if client in clients))
+        if plan.reads >= 0 and not any((plan.reads, client) in readable for client in clients):
+            await self._server.committed.remote(plan.reads)
+        self._under_way = {key: task for key, task in self._under_way.items() if key[0] > plan.reads or not task.done()}
         await asyncio.gather(*(self._catch_up(plan, visit) for visit in visits if visit.catch_up))
-
-    async def _until_committed(self, round: int) -> None:
-        await self._server.committed.remote(round)
 
     async def _catch_up(self, plan: RoundPlan, visit: Visit) -> None:
         num_bytes = self._worker.layout.catch_up_params(visit) * self._wire_dtype.itemsize

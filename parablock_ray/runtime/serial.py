@@ -29,7 +29,7 @@ class SerialRuntime:
         torch.set_num_threads(config.workers.threads)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._master = Master(config, traits, data)
-        self._worker = Worker(config, traits, data, device)
+        self._worker = Worker(config, traits, data, device, self._setup.make_engine)
         self._worker.warm_up()
         return RuntimeInfo(self._master.layout, num_workers=1)
 

@@ -24,7 +24,7 @@ class FinishedRun:
 
     folder: str
     config: Config
-    summary: Mapping[str, Any]  # the names of DESIGN.md §6
+    summary: Mapping[str, Any]  # its keys: docs/run-folder.md
 
 
 def read_run(folder: Path) -> FinishedRun:

@@ -5,7 +5,7 @@ Both are long-lived: switching blocks is setting `requires_grad` and giving the 
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -97,6 +97,9 @@ class DeepSpeedEngine:
 
     def end(self) -> Tensor:
         return trained_values(self._optimizer)
+
+
+EngineMaker = Callable[[nn.Module, Config], Engine]
 
 
 def make_engine(model: nn.Module, config: Config) -> Engine:

@@ -15,7 +15,7 @@ from parablock_ray.config import Config
 from parablock_ray.config.schema import NetworkConfig
 from parablock_ray.errors import RunFailed
 from parablock_ray.training.data import FederatedData, batches
-from parablock_ray.training.engine import make_engine
+from parablock_ray.training.engine import EngineMaker
 from parablock_ray.training.loss import move
 from parablock_ray.training.model import load_model
 
@@ -31,7 +31,14 @@ class Trained:
 class Worker:
     """Loads the model once; knows nothing of processes, links or time."""
 
-    def __init__(self, config: Config, traits: MethodTraits, data: FederatedData, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: Config,
+        traits: MethodTraits,
+        data: FederatedData,
+        device: torch.device,
+        make_engine: EngineMaker,
+    ) -> None:
         self._config = config
         self._data = data
         self._device = device

@@ -1,4 +1,4 @@
-"""ParaBlock's rule as a pure function: oracles 1 to 5 and 8 of the design, on exact quadratic clients."""
+"""ParaBlock's rule as a pure function: properties 1 to 5 and 8 of docs/methods.md, on exact quadratic clients."""
 
 import random
 

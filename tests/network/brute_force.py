@@ -1,4 +1,4 @@
-"""Two slow, independent readings of the recurrence in ALGORITHMS.md: oracles for `network/timeline.py`.
+"""Two slow, independent readings of the recurrence in docs/methods.md: oracles for `network/timeline.py`.
 
 `recursion` writes its lines down as memoised functions; it knows no queues but those that a client fills in
 round order, so it holds for full-duplex links and an unlimited server. `story` plays everything through, one

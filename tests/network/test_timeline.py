@@ -1,4 +1,4 @@
-"""The clock: closed forms of ALGORITHMS.md, brute force, properties that must hold, small cases by hand."""
+"""The clock: closed forms of docs/methods.md, brute force, properties that must hold, small cases by hand."""
 
 import math
 import random
@@ -354,7 +354,7 @@ def test_cut_through_refuses_unequal_messages() -> None:
 
 @pytest.mark.parametrize(("rate_mbps", "seconds"), [(20, 48.7), (100, 9.7), (1000, 1.0), (math.inf, 0.0)], ids=str)
 def test_megabits(rate_mbps: float, seconds: float) -> None:
-    """A layer of Llama-3.2-1B in bf16, as in ALGORITHMS.md, section 5."""
+    """A layer of Llama-3.2-1B in bf16, as in docs/methods.md."""
     link = Link(rate_mbps, 2 * rate_mbps, latency_s=0.1, half_duplex=True)
     assert round(link.up_s(121_643_008), 1) == seconds
     assert link.down_s(121_643_008) == pytest.approx(link.up_s(121_643_008) / 2)
