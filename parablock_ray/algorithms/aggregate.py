@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from parablock_ray.algorithms.base import RoundPlan
-from parablock_ray.config.method import ServerAdaptive, ServerMomentum, ServerOptimizer
+from parablock_ray.config.method import ServerAdagrad, ServerAdaptive, ServerMomentum, ServerOptimizer
 
 
 class RoundSum:
@@ -75,11 +75,11 @@ def server_step(optimizer: ServerOptimizer, state: dict[str, Tensor], mean: Tens
         if optimizer.name == "momentum":
             return momentum * optimizer.lr
         return (momentum * optimizer.momentum + mean) * optimizer.lr
-    if isinstance(optimizer, ServerAdaptive):
+    if isinstance(optimizer, ServerAdagrad | ServerAdaptive):
         m, v = state["m"], state["v"]
         m.mul_(optimizer.beta1).add_(mean * (1 - optimizer.beta1))
         squared = mean * mean
-        if optimizer.name == "adagrad":
+        if isinstance(optimizer, ServerAdagrad):
             v.add_(squared)
         elif optimizer.name == "adam":
             v.mul_(optimizer.beta2).add_(squared * (1 - optimizer.beta2))
@@ -93,7 +93,7 @@ def new_server_state(optimizer: ServerOptimizer, num_params: int, dtype: torch.d
     """The optimizer's vectors for a block at its first visit; they move only on that block's visits."""
     if isinstance(optimizer, ServerMomentum):
         return {"momentum": torch.zeros(num_params, dtype=dtype)}
-    if isinstance(optimizer, ServerAdaptive):
+    if isinstance(optimizer, ServerAdagrad | ServerAdaptive):
         return {
             "m": torch.zeros(num_params, dtype=dtype),
             "v": torch.full((num_params,), optimizer.tau**2, dtype=dtype),

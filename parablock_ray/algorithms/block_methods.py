@@ -117,11 +117,12 @@ def fedcybgd(config: FedCyBGD, population: Population) -> BlockSchedule:
             f"{population.num_clients} the blocks from {population.num_clients} up would never be trained; "
             f"allowed: 1 to {population.num_clients}"
         )
+    if population.per_round < population.num_clients:
+        raise UserError("clients.per_round: fedcybgd trains one client at a time, each in its turn; leave it out")
     visitor = _in_sweeps(config.order, population.num_clients, population.seed)
-    everyone = Population(population.num_examples, population.num_clients, population.seed)
     return BlockSchedule(
         config,
-        everyone,
+        population,
         0,
         "stale",
         lambda round: visitor(round) % config.num_blocks,

@@ -138,4 +138,4 @@ class Replica:
         """Whether the live parameters hold this value without rounding."""
         if self._tensors[block][0].dtype == committed.dtype:
             return True
-        return torch.equal(flatten(self._tensors[block], self._dtype), committed)
+        return torch.equal(flatten(self._tensors[block], self._dtype).to(committed.device), committed)

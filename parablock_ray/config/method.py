@@ -28,17 +28,26 @@ class ServerMomentum(Strict):
     momentum: Fraction = 0.9
 
 
-class ServerAdaptive(Strict):
-    """FedAdagrad, FedAdam, FedYogi (Reddi et al., arXiv 2003.00295, algorithm 2), kept per block."""
+class ServerAdagrad(Strict):
+    """FedAdagrad (Reddi et al., arXiv 2003.00295, algorithm 2), kept per block."""
 
-    name: Literal["adagrad", "adam", "yogi"]
+    name: Literal["adagrad"]
+    lr: PositiveFloat = 0.01
+    beta1: Fraction = 0.9
+    tau: PositiveFloat = 1e-3
+
+
+class ServerAdaptive(Strict):
+    """FedAdam, FedYogi (Reddi et al., arXiv 2003.00295, algorithm 2), kept per block."""
+
+    name: Literal["adam", "yogi"]
     lr: PositiveFloat = 0.01
     beta1: Fraction = 0.9
     beta2: Fraction = 0.99
     tau: PositiveFloat = 1e-3
 
 
-ServerOptimizer = Annotated[ServerSGD | ServerMomentum | ServerAdaptive, Field(discriminator="name")]
+ServerOptimizer = Annotated[ServerSGD | ServerMomentum | ServerAdagrad | ServerAdaptive, Field(discriminator="name")]
 
 
 class BlockMethod(Strict):

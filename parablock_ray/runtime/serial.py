@@ -66,8 +66,9 @@ class SerialRuntime:
         self._applied = max(self._applied, reads)
 
     def _visit(self, plan: RoundPlan, visit: Visit) -> None:
-        layout, wire_bytes = self._master.layout, self._wire_bytes
-        self._span("catch_up", plan, visit, self._now_s(), layout.catch_up_params(visit) * wire_bytes, None)
+        if visit.catch_up:
+            num_bytes = self._master.layout.catch_up_params(visit) * self._wire_bytes
+            self._span("catch_up", plan, visit, self._now_s(), num_bytes, None)
         start_s = self._now_s()
         trained = self._worker.train(plan, visit)
         self._span("compute", plan, visit, start_s, 0, trained.loss)
@@ -76,7 +77,7 @@ class SerialRuntime:
             for made in self._master.receive(plan.round, visit.client, chunk, trained.delta[start:end]):
                 if isinstance(made, Commit):
                     self._events.append(committed_event(made, self._now_s()))
-        self._span("upload", plan, visit, start_s, trained.delta.numel() * wire_bytes, None)
+        self._span("upload", plan, visit, start_s, trained.delta.numel() * self._wire_bytes, None)
 
     def _span(
         self, phase: Phase, plan: RoundPlan, visit: Visit, start_s: float, num_bytes: int, loss: float | None

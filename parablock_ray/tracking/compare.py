@@ -42,10 +42,9 @@ def read_run(folder: Path) -> FinishedRun:
 
 def setting(run: FinishedRun) -> str:
     """One line on what the times were made with; no figure is told without it."""
-    network, summary = run.config.network, run.summary
-    link = f" {network.up_mbps:g}/{network.down_mbps:g} Mbit/s up/down," if network.mode != "none" else ""
+    summary = run.summary
     return (
-        f"network {summary['seconds_mode']},{link} {network.pipeline} pipeline; "
+        f"seconds of network.mode {summary['seconds_mode']}, network.pipeline {run.config.network.pipeline}; "
         f"{summary['num_clients']} client(s) on {summary['num_workers']} worker(s)"
     )
 

@@ -3,12 +3,12 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-Phase = Literal["compute", "upload", "download", "catch_up", "wait", "aggregate"]
+Phase = Literal["compute", "upload", "download", "catch_up", "wait"]
 
 
 @dataclass(frozen=True)
 class Span:
-    """One client (or the server: client -1) busy with one phase of one round."""
+    """One client busy with one phase of one round."""
 
     phase: Phase
     round: int

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from parablock_ray.algorithms.aggregate import RoundSum, new_server_state, server_step
 from parablock_ray.algorithms.base import RoundPlan, Visit
 from parablock_ray.algorithms.blocks import chunk_bounds
-from parablock_ray.config.method import ServerAdaptive, ServerMomentum, ServerSGD
+from parablock_ray.config.method import ServerAdagrad, ServerAdaptive, ServerMomentum, ServerSGD
 
 
 def plan_of(num_examples: list[int]) -> RoundPlan:
@@ -72,7 +72,8 @@ def test_sgd_and_momentum():
 
 @pytest.mark.parametrize("name", ["adagrad", "adam", "yogi"])
 def test_adaptive_rules_as_in_reddi_et_al(name):
-    config = ServerAdaptive(name=name, lr=0.3, beta1=0.8, beta2=0.95, tau=0.01)
+    common = {"name": name, "lr": 0.3, "beta1": 0.8, "tau": 0.01}
+    config = ServerAdagrad(**common) if name == "adagrad" else ServerAdaptive(**common, beta2=0.95)
     m, v = torch.zeros(9, dtype=torch.float64), torch.full((9,), 0.01**2, dtype=torch.float64)
     for mean, step in zip(MEANS, steps(config, MEANS), strict=True):
         m = 0.8 * m + 0.2 * mean

@@ -104,6 +104,11 @@ def test_fedcybgd_needs_a_client_for_every_block():
         make_method(FedCyBGD(name="fedcybgd", num_blocks=5), EVERYONE)
 
 
+def test_fedcybgd_takes_no_cohort():
+    with pytest.raises(UserError, match="clients.per_round: .* leave it out"):
+        make_method(FedCyBGD(name="fedcybgd", num_blocks=2), SAMPLED)
+
+
 def test_fedcybgd_clients_start_with_the_base_model_and_fetch_what_others_changed():
     method = make_method(FedCyBGD(name="fedcybgd", num_blocks=2, order="ascending", rounds=8), EVERYONE)
     plans = [method.plan(t) for t in range(8)]
