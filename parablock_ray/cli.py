@@ -56,7 +56,11 @@ def run(
 def validate(config: ConfigPath, overrides: Overrides = None) -> None:
     """Check CONFIG and say what it would run, without loading a model."""
     with _exit_codes():
-        typer.echo(f"OK: {_described(load_config(config, overrides or []))}")
+        from parablock_ray.network.links import client_links
+
+        checked = load_config(config, overrides or [])
+        client_links(checked.network, checked.clients.num, checked.seed)  # reads network.trace
+        typer.echo(f"OK: {_described(checked)}")
 
 
 @app.command()
@@ -77,9 +81,34 @@ def compare(folders: Annotated[list[Path], typer.Argument(metavar="RUN_DIR", hel
             typer.echo(f"warning: not only the method differs between these runs: {', '.join(different)}", err=True)
 
 
+@app.command()
+def reprice(
+    folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a finished run.")],
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="File of the new timeline; else RUN_DIR/repriced.json.")] = None,
+) -> None:
+    """Say what a finished run would have taken under another network, like network.up_mbps=20, without training."""
+    from rich.console import Console
+
+    with _exit_codes():
+        from parablock_ray.reprice import reprice as reprice_run  # takes seconds
+        from parablock_ray.tracking.compare import MIN_WIDTH
+
+        repriced = reprice_run(folder, overrides or [])
+        console = Console()
+        console.width = max(console.width, MIN_WIDTH)
+        console.print(repriced.table())
+        timeline = out or folder / "repriced.json"
+        try:
+            timeline.write_text(json.dumps(repriced.trace) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"--out: cannot write to {timeline}: {error.strerror}") from None
+        typer.echo(f"timeline: {timeline} (opens in ui.perfetto.dev)")
+
+
 def _described(config: Config) -> str:
     method, network = config.method, config.network
-    link = f", {network.up_mbps:g}/{network.down_mbps:g} Mbit/s up/down" if network.mode != "none" else ""
+    link = f", {network.described()}" if network.described() else ""
     return (
         f"{config.name}: {method.name}, {method.rounds} rounds over {method.num_blocks} block(s), "
         f"{config.clients.num} client(s), model {config.model.name}, data {config.data.source}, "

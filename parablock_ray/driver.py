@@ -1,8 +1,9 @@
 """One experiment, from a config to its run folder: plan rounds, hand them out, write down what happens."""
 
+import json
 import math
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -10,16 +11,18 @@ from typing import Any
 
 from rich.console import Console
 
+from parablock_ray import __version__
 from parablock_ray.algorithms.base import Method, MethodTraits
 from parablock_ray.algorithms.block_methods import Population, make_method
 from parablock_ray.config import Config, save_resolved
 from parablock_ray.errors import RunFailed, UserError
-from parablock_ray.pricing import bound_s, round_loads
+from parablock_ray.pricing import Pricing, VirtualBook, price
 from parablock_ray.runtime import RunSetup, Runtime, make_runtime
 from parablock_ray.tracking.events import Event, as_row
 from parablock_ray.tracking.rounds import RoundBook
 from parablock_ray.tracking.sinks import Sink, open_sinks
-from parablock_ray.training.data import build_data
+from parablock_ray.tracking.trace import chrome_trace, gantt_svg
+from parablock_ray.training.data import FederatedData, build_data
 from parablock_ray.training.engine import make_engine
 from parablock_ray.training.model import load_tokenizer, max_context, model_config, num_layers
 
@@ -29,16 +32,12 @@ _ROUNDS_AHEAD = 2  # plans lie ready beyond what staleness needs, so that no cli
 
 def run(config: Config) -> dict[str, Any]:
     """Run the experiment; return what `summary.json` says. Raises UserError or RunFailed."""
-    out = Path(config.out)
+    out, console, made_with = Path(config.out), Console(), versions()
     refuse_used_folder(out)
-    console = Console()
-    shape, tokenizer = model_config(config.model.name), load_tokenizer(config.model.name)
-    check_num_blocks(config.method.num_blocks, num_layers(shape))
-    data = build_data(config.data, config.clients.num, config.seed, tokenizer, max_context(shape))
+    data, method = prepare(config)
     console.print(data.report.line(), highlight=False, soft_wrap=True)
-    num_examples = tuple(len(indices) for indices in data.clients)
-    population = Population(num_examples, config.clients.per_round or config.clients.num, config.seed)
-    method = make_method(config.method, population)
+    pricing, virtual = Pricing(config, method.staleness), config.network.mode == "virtual"
+    book = VirtualBook(method.num_rounds, pricing) if virtual else RoundBook(method.num_rounds)
     runtime = make_runtime(RunSetup(config, MethodTraits.of(method), data, make_engine))
     with ExitStack() as cleanup:
         cleanup.enter_context(claimed(out, config))
@@ -46,13 +45,15 @@ def run(config: Config) -> dict[str, Any]:
         for sink in sinks:
             cleanup.callback(sink.close)
         cleanup.callback(runtime.close)  # what comes last here closes first
+        console.print(f"starting {config.runtime} with {config.model.name}", highlight=False)
         info = runtime.start()
         loss_before = runtime.evaluate()
-        events, rows = run_rounds(method, runtime, sinks)
+        console.print(f"{info.num_workers} worker(s) ready; held-out loss {loss_before:.4f}", highlight=False)
+        events, rows = run_rounds(method, runtime, book, sinks)
         loss_after = finite(runtime.evaluate())
         final = runtime.finish(out / "model")
-        seconds = sum(row["seconds"] for row in rows)
-        bound = bound_s(round_loads(events, method.staleness), config.network)
+        timeline, priced = price(events, pricing)
+        write_trace(out, config, priced if virtual else events)
         summary = {
             "status": "done",
             "name": config.name,
@@ -63,28 +64,35 @@ def run(config: Config) -> dict[str, Any]:
             "num_workers": info.num_workers,
             "loss_before": loss_before,
             "loss_after": loss_after,
-            "seconds": seconds,
-            "seconds_bound": bound,
-            "seconds_mode": config.network.mode,
-            "overlap_efficiency": bound / seconds,
-            **{key: sum(row[key] for row in rows) for key in ("bytes_up", "bytes_down", "bytes_catch_up")},
+            **summed(rows, bound_s=timeline.seconds, mode=config.network.mode),
             "weights_sha256": final.weights_sha256,
             "peak_rss_bytes": final.peak_rss_bytes,
-            "versions": versions(),
+            "versions": made_with,
         }
         for sink in sinks:
             sink.finish(summary)
         return summary
 
 
-def run_rounds(method: Method, runtime: Runtime, sinks: Sequence[Sink]) -> tuple[list[Event], list[dict[str, Any]]]:
+def prepare(config: Config) -> tuple[FederatedData, Method]:
+    """The clients' data and the method that plans over them. Raises UserError for what could not run."""
+    shape, tokenizer = model_config(config.model.name), load_tokenizer(config.model.name)
+    check_num_blocks(config.method.num_blocks, num_layers(shape))
+    data = build_data(config.data, config.clients.num, config.seed, tokenizer, max_context(shape))
+    num_examples = tuple(len(indices) for indices in data.clients)
+    per_round = config.clients.per_round or config.clients.num
+    return data, make_method(config.method, Population(num_examples, per_round, config.seed))
+
+
+def run_rounds(
+    method: Method, runtime: Runtime, book: RoundBook | VirtualBook, sinks: Sequence[Sink]
+) -> tuple[list[Event], list[dict[str, Any]]]:
     """The round loop. Returns all events and the metrics rows once the last download is in."""
-    book = RoundBook(method.num_rounds)
     events: list[Event] = []
     rows: list[dict[str, Any]] = []
     num_submitted = 0
     while len(rows) < method.num_rounds:
-        ahead = len(rows) + method.staleness + _ROUNDS_AHEAD
+        ahead = book.num_complete + method.staleness + _ROUNDS_AHEAD
         while num_submitted < min(ahead, method.num_rounds):
             runtime.submit(method.plan(num_submitted))
             num_submitted += 1
@@ -97,6 +105,25 @@ def run_rounds(method: Method, runtime: Runtime, sinks: Sequence[Sink]) -> tuple
                 for row in finished:
                     sink.round(row)
     return events, rows
+
+
+def summed(rows: Sequence[Mapping[str, Any]], bound_s: float, mode: str) -> dict[str, Any]:
+    """The seconds and bytes of a whole run. In virtual time the recurrence is the clock, so nothing is lost to it."""
+    seconds = bound_s if mode == "virtual" else sum(row["seconds"] for row in rows)
+    return {
+        "seconds": seconds,
+        "seconds_bound": bound_s,
+        "seconds_mode": mode,
+        "overlap_efficiency": bound_s / seconds,
+        **{key: sum(row[key] for row in rows) for key in ("bytes_up", "bytes_down", "bytes_catch_up")},
+    }
+
+
+def write_trace(out: Path, config: Config, events: Sequence[Event]) -> None:
+    """`trace.json` for Perfetto, `timeline.svg` for a quick look."""
+    about = f"{config.name}: {config.method.name}, network.mode {config.network.mode}"
+    (out / "trace.json").write_text(json.dumps(chrome_trace(events, run=about)) + "\n", "utf-8")
+    (out / "timeline.svg").write_text(gantt_svg(events, about), "utf-8")
 
 
 def refuse_used_folder(out: Path) -> None:
@@ -139,5 +166,9 @@ def finite(loss: float) -> float:
 
 def versions() -> dict[str, str]:
     """What the figures of this run were made with."""
-    packages = ("parablock-ray", "torch", "ray", "transformers", "deepspeed", "numpy")
-    return {"python": platform.python_version(), **{package: version(package) for package in packages}}
+    packages = ("torch", "ray", "transformers", "deepspeed", "numpy")
+    return {
+        "python": platform.python_version(),
+        "parablock-ray": __version__,
+        **{package: version(package) for package in packages},
+    }

@@ -1,54 +1,179 @@
-"""What a run did, handed to the one recurrence: the least time in which it could have been done."""
+"""What a run did, handed to the one recurrence: the bound of a run, the virtual clock, and another link's seconds."""
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
-from parablock_ray.config.schema import NetworkConfig
-from parablock_ray.network.links import ServerLink, client_link
-from parablock_ray.network.timeline import ExchangeSettings, RoundLoad, VisitLoad, simulate
+from parablock_ray.config import Config
+from parablock_ray.network.links import client_links, compute_factors, server_link
+from parablock_ray.network.timeline import (
+    ExchangeSettings,
+    RoundLoad,
+    RoundTimes,
+    Timeline,
+    VisitLoad,
+    VisitTimes,
+    simulate,
+)
 from parablock_ray.tracking.events import Committed, Event, Phase, Span
+from parablock_ray.tracking.rounds import RoundBook
+
+_LEAST_GROWTH = 0.05  # of the rounds known, between two pricings of a run that goes on
 
 
-def round_loads(events: Iterable[Event], staleness: int) -> list[RoundLoad]:
-    """What every client of every committed round computed and sent, as measured, in round order."""
-    spans: dict[tuple[Phase, int, int], Span] = {}
-    commits: list[Committed] = []
-    for event in events:
-        if isinstance(event, Committed):
-            commits.append(event)
-        else:
-            spans[event.phase, event.round, event.client] = event
+class Pricing:
+    """The terms of one config: links, computers, pipeline, exchange. `staleness` is the method's.
 
-    def visit_load(round: int, client: int) -> VisitLoad:
-        compute = spans["compute", round, client]
-        catch_up = spans.get(("catch_up", round, client))
+    In mode `virtual` every client is a computer of its own, of `compute_factor`; its training takes what was
+    measured here or `network.compute_s`. In the others a worker is the computer, and takes what was measured.
+    Raises UserError for a `network.trace` that cannot be used.
+    """
+
+    def __init__(self, config: Config, staleness: int) -> None:
+        network = config.network
+        self.staleness = staleness
+        self._virtual = network.mode == "virtual"
+        self._settings = ExchangeSettings(
+            network.pipeline, network.exchange, network.chunk_bytes, shared_workers=not self._virtual
+        )
+        self._links = client_links(network, config.clients.num, config.seed)
+        self._server = server_link(network)
+        self._factors = compute_factors(network, config.clients.num, config.seed)
+        self._step_s, self._num_steps = network.compute_s, config.method.local_steps
+
+    def timeline(self, loads: Sequence[RoundLoad]) -> Timeline:
+        """When everything in these rounds happens, with no overhead at all."""
+        return simulate(loads, self._links, self._server, self._settings)
+
+    def load(self, commit: Committed, spans: Iterable[Span]) -> RoundLoad:
+        """What every client of a round computed and sent. `spans`: all of that round's."""
+        by_visit = {(span.phase, span.client): span for span in spans}
+        visits = tuple(self._visit_load(client, by_visit) for client in commit.participants)
+        return RoundLoad(commit.round, commit.round - 1 - self.staleness, visits)
+
+    def _visit_load(self, client: int, spans: dict[tuple[Phase, int], Span]) -> VisitLoad:
+        catch_up = spans.get(("catch_up", client))
         return VisitLoad(
             client=client,
-            worker=compute.worker,
-            compute_s=compute.end_s - compute.start_s,
-            up_bytes=spans["upload", round, client].num_bytes,
-            down_bytes=spans["download", round, client].num_bytes,
+            worker=spans["compute", client].worker,
+            compute_s=self._compute_s(spans["compute", client]),
+            up_bytes=spans["upload", client].num_bytes,
+            down_bytes=spans["download", client].num_bytes,
             catch_up_bytes=catch_up.num_bytes if catch_up else 0,
         )
 
-    return [
-        RoundLoad(
-            round=commit.round,
-            reads=commit.round - 1 - staleness,
-            visits=tuple(visit_load(commit.round, client) for client in commit.participants),
-        )
-        for commit in sorted(commits, key=lambda commit: commit.round)
+    def _compute_s(self, measured: Span) -> float:
+        if not self._virtual:
+            return measured.end_s - measured.start_s
+        factor = self._factors[measured.client]
+        match self._step_s:
+            case None:
+                return (measured.end_s - measured.start_s) * factor
+            case list():
+                return self._step_s[measured.block] * self._num_steps * factor
+            case float():
+                return self._step_s * self._num_steps * factor
+
+
+def by_round(events: Iterable[Event]) -> Iterator[tuple[Committed, list[Span]]]:
+    """Every committed round with its clients' spans, in round order."""
+    spans: defaultdict[int, list[Span]] = defaultdict(list)
+    commits: dict[int, Committed] = {}
+    for event in events:
+        if isinstance(event, Committed):
+            commits[event.round] = event
+        else:
+            spans[event.round].append(event)
+    for round, commit in sorted(commits.items()):
+        yield commit, spans[round]
+
+
+def price(events: Iterable[Event], pricing: Pricing) -> tuple[Timeline, list[Event]]:
+    """The timeline of a finished run under these terms, and its events as they would have been told then."""
+    rounds = list(by_round(events))
+    timeline = pricing.timeline([pricing.load(commit, spans) for commit, spans in rounds])
+    told = [
+        event
+        for (commit, spans), times in zip(rounds, timeline.rounds, strict=True)
+        for event in retold(commit, spans, times)
     ]
+    return timeline, told
 
 
-def bound_s(loads: list[RoundLoad], network: NetworkConfig) -> float:
-    """Seconds of these loads over these links with no overhead at all: the recurrence's makespan."""
-    clients = {visit.client for load in loads for visit in load.visits}
-    settings = ExchangeSettings(
-        pipeline=network.pipeline,
-        exchange=network.exchange,
-        chunk_bytes=network.chunk_bytes,
-        shared_workers=True,
-    )
-    links = {client: client_link(network, client) for client in clients}
-    free = float("inf")
-    return simulate(loads, links, ServerLink(free, free), settings).seconds
+def retold(commit: Committed, spans: Iterable[Span], times: RoundTimes) -> Iterator[Event]:
+    """A round's events with the times of the recurrence in place of those measured."""
+    by_visit = {(span.phase, span.client): span for span in spans}
+    for client, visit in times.visits.items():
+        for phase, (start_s, end_s) in _phases(visit).items():
+            span = by_visit.get((phase, client)) or replace(by_visit["compute", client], phase=phase, loss=None)
+            yield replace(span, start_s=start_s, end_s=end_s)
+    yield replace(commit, time_s=times.commit_s)
+
+
+def _phases(visit: VisitTimes) -> dict[Phase, tuple[float, float]]:
+    catch_up: dict[Phase, tuple[float, float]] = {"catch_up": visit.catch_up} if visit.catch_up else {}
+    return {
+        "wait": (visit.compute.start_s - visit.wait_s, visit.compute.start_s),
+        **catch_up,
+        "compute": visit.compute,
+        "upload": (visit.upload.start_s, visit.arrival_s),
+        "download": visit.download,
+    }
+
+
+class VirtualBook:
+    """`RoundBook` for mode `virtual`: hands out the same rows, with the times of the recurrence.
+
+    Nothing that is not known yet may change a row that is handed out. Say that round t commits at P, and let s be
+    the staleness. A client starts round r once it is at the end of round r−1−s, by its own download or, if it took
+    no part, by the commit. So if r > t+s, it starts after P and, since training and transfers take time, whatever
+    it uploads, and what is published of that, comes after P too. Lines serve first come, first served: they have
+    served round t's uploads by P, and queue its downloads at P; where a client's two directions share a line, its
+    own downloads up to round r−1−s are over before its upload of round r is ready. What is left are transfers that
+    queue at P itself or before it and may go first (a tie goes to the lower client): downloads and uploads of
+    rounds up to t+s, and catch-ups of those who read a round up to t+s, that is of rounds up to t+2s+1. Hence a row
+    is final once the loads of rounds up to t+2s+1 are known, or the run is over.
+
+    Each pricing starts from round 0, so it is done when the known rounds have grown by a twentieth: all pricings
+    of a run together cost about twenty times the last one, whatever the number of rounds.
+    """
+
+    def __init__(self, num_rounds: int, pricing: Pricing) -> None:
+        self._num_rounds = num_rounds
+        self._pricing = pricing
+        self._told = RoundBook(num_rounds)  # of what happened; only to learn which rounds are complete
+        self._priced = RoundBook(num_rounds)
+        self._events: defaultdict[int, list[Event]] = defaultdict(list)  # of rounds whose row is not handed out
+        self._loads: list[RoundLoad] = []
+        self._num_rows = 0
+        self._next_pricing = 1  # at so many loads
+
+    @property
+    def num_complete(self) -> int:
+        return self._told.num_complete
+
+    def add(self, event: Event) -> list[dict[str, Any]]:
+        """The rows that `event` makes final."""
+        self._events[event.round].append(event)
+        for row in self._told.add(event):
+            [(commit, spans)] = by_round(self._events[row["round"]])
+            self._loads.append(self._pricing.load(commit, spans))
+        num_final = self._num_final()
+        return list(self._rows(num_final)) if num_final > self._num_rows else []
+
+    def _num_final(self) -> int:
+        """So many rows can be handed out once the known rounds are priced; no more than now where that must wait."""
+        num_known = len(self._loads)
+        if num_known == self._num_rounds:
+            return num_known
+        return num_known - (2 * self._pricing.staleness + 1) if num_known >= self._next_pricing else 0
+
+    def _rows(self, num_final: int) -> Iterator[dict[str, Any]]:
+        """The rows from the first that is not handed out yet up to `num_final`."""
+        for times in self._pricing.timeline(self._loads).rounds[self._num_rows : num_final]:
+            [(commit, spans)] = by_round(self._events.pop(times.round))
+            for event in retold(commit, spans, times):
+                yield from self._priced.add(event)
+        self._num_rows = num_final
+        self._next_pricing = len(self._loads) + max(1, int(_LEAST_GROWTH * len(self._loads)))

@@ -13,6 +13,7 @@ PACKAGE = Path(parablock_ray.__file__).parent
 RANKS = {
     "cli": 6,
     "driver": 5,
+    "reprice": 5,
     "runtime": 4,
     "training": 3,
     "pricing": 3,

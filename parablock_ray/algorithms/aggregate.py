@@ -10,6 +10,8 @@ from torch import Tensor
 from parablock_ray.algorithms.base import RoundPlan
 from parablock_ray.config.method import ServerAdagrad, ServerAdaptive, ServerMomentum, ServerOptimizer
 
+_FOLDED = torch.empty(0)
+
 
 class RoundSum:
     """Σ n_i Δ_i of one round, folded in plan order whatever the order of arrival.
@@ -21,9 +23,12 @@ class RoundSum:
 
     def __init__(self, plan: RoundPlan, bounds: list[tuple[int, int]], dtype: torch.dtype, by_chunk: bool) -> None:
         self.bounds = bounds
-        self.total = torch.zeros(bounds[-1][1], dtype=dtype)
-        self.weight = sum(visit.num_examples for visit in plan.visits)
-        self._order = [(visit.client, visit.num_examples) for visit in plan.visits]
+        self._dtype = dtype
+        self._total: Tensor | None = None  # not before the first fold: rounds are opened ahead
+        # A client alone has weight 1, so that Δ̄ is its delta to the last bit: (Δ · n) / n is not, for many n.
+        alone = len(plan.visits) == 1
+        self._order = [(visit.client, 1 if alone else visit.num_examples) for visit in plan.visits]
+        self._weight = sum(weight for _, weight in self._order)
         self._by_chunk = by_chunk
         self._arrived: dict[int, dict[int, Tensor]] = {visit.client: {} for visit in plan.visits}
         self._num_folded = [0] * len(bounds)
@@ -46,17 +51,20 @@ class RoundSum:
         """Δ̄ of a complete chunk: the sum divided once by Σ n_i."""
         assert self.is_complete(chunk)
         start, end = self.bounds[chunk]
-        return self.total[start:end] / self.weight
+        assert self._total is not None
+        return self._total[start:end] / self._weight
 
     def _fold(self, chunk: int) -> None:
+        if self._total is None:
+            self._total = torch.zeros(self.bounds[-1][1], dtype=self._dtype)
         start, end = self.bounds[chunk]
         while self._num_folded[chunk] < len(self._order):
-            client, num_examples = self._order[self._num_folded[chunk]]
+            client, weight = self._order[self._num_folded[chunk]]
             arrived = self._arrived[client]
             if chunk not in arrived or not (self._by_chunk or self._is_whole(client)):
                 return
-            self.total[start:end] += arrived[chunk].to(self.total.dtype) * num_examples
-            arrived[chunk] = arrived[chunk][:0]  # folded: keep the mark, free the memory
+            self._total[start:end] += arrived[chunk].to(self._dtype) * weight
+            arrived[chunk] = _FOLDED  # keeps the mark, and lets go of the memory, which may be the object store's
             self._num_folded[chunk] += 1
 
     def _is_whole(self, client: int) -> bool:

@@ -42,6 +42,7 @@ class BlockSchedule:
     _plans: list[RoundPlan] = field(default_factory=list)
     _latest: dict[int, int] = field(default_factory=dict)  # block → last round ≤ reads that visited it
     _held: dict[int, dict[int, int]] = field(default_factory=dict)  # client → the same, of the values it holds
+    _under_way: dict[int, list[tuple[int, int]]] = field(default_factory=dict)  # client → (round, block) it downloads
 
     @property
     def num_rounds(self) -> int:
@@ -64,10 +65,10 @@ class BlockSchedule:
         visits = []
         for client in cohort:
             joins_late = self._joins_late(client, round)
-            catch_up = tuple(range(self.config.num_blocks)) if joins_late else self._missed(client)
+            catch_up = tuple(range(self.config.num_blocks)) if joins_late else self._missed(client, reads)
             held = self._held.setdefault(client, {})
             held.update({each: self._latest[each] for each in catch_up if each in self._latest})
-            held[block] = round
+            self._under_way.setdefault(client, []).append((round, block))
             share = num_examples[client] / total
             visits.append(Visit(client, num_examples[client], share, catch_up, joins_late))
         return RoundPlan(round, block, reads, tuple(visits), learning_rate(self.config, round))
@@ -77,8 +78,12 @@ class BlockSchedule:
         sampled = self.population.per_round < self.population.num_clients
         return sampled and round > 0 and client not in self._held
 
-    def _missed(self, client: int) -> tuple[int, ...]:
-        held = self._held.get(client, {})
+    def _missed(self, client: int, reads: int) -> tuple[int, ...]:
+        """Blocks whose readable value the client does not hold. What it downloads of a later round is no help yet."""
+        held, under_way = self._held.setdefault(client, {}), self._under_way.setdefault(client, [])
+        while under_way and under_way[0][0] <= reads:
+            round, block = under_way.pop(0)
+            held[block] = max(round, held.get(block, -1))
         return tuple(sorted(block for block, round in self._latest.items() if held.get(block, -1) < round))
 
 

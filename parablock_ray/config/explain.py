@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 _EXPECTED = {
     "bool_type": "true or false",
     "dict_type": "a mapping",
+    "distribution": ("a number, {{dist: lognormal, median: …, sigma: …}} or {{dist: uniform, low: …, high: …}}"),
     "finite_number": "a finite number",
     "float_type": "a number",
     "greater_than": "greater than {gt}",
@@ -74,7 +75,9 @@ def _models(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def _tags(model: type[BaseModel]) -> tuple[str, ...]:
-    return get_args(model.model_fields["name"].annotation)
+    """The values of the key that tells the members of a union apart."""
+    key = next(key for key in ("name", "dist") if key in model.model_fields)
+    return get_args(model.model_fields[key].annotation)
 
 
 def _line(place: _Place, details: list[ErrorDetails], root: type[BaseModel]) -> str:

@@ -1,7 +1,7 @@
 """`method:`: one model per method, told apart by `method.name`.
 
 To add a method: a config class here, added to `MethodConfig`, and an entry in
-`parablock_ray.algorithms.METHODS`. A test asserts that both know the same names.
+`parablock_ray.algorithms.block_methods.METHODS`. A test asserts that both know the same names.
 """
 
 from typing import Annotated, Literal

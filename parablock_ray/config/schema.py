@@ -2,10 +2,11 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from parablock_ray.config.base import Strict
 from parablock_ray.config.method import MethodConfig
+from parablock_ray.config.network import NetworkConfig
 from parablock_ray.errors import UserError
 
 GENERATED = "reasoning_gym"
@@ -102,23 +103,6 @@ class EngineConfig(Strict):
         return keys
 
 
-class NetworkConfig(Strict):
-    """The client's link. `none`: as fast as the machine; `shaped`: every chunk is really delayed."""
-
-    mode: Literal["none", "shaped"] = "none"
-    up_mbps: PositiveFloat = 100.0
-    down_mbps: PositiveFloat = 100.0
-    latency_ms: NonNegativeFloat = 0.0  # one way; does not occupy the link
-    pipeline: Literal["serial", "duplex"] = "serial"  # serial: one communication thread per client, as in the paper
-    exchange: Literal["store_and_forward", "cut_through"] = "store_and_forward"  # cut_through: published by chunk
-    chunk_mb: PositiveFloat = 8.0
-    wire_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-
-    @property
-    def chunk_bytes(self) -> int:
-        return int(self.chunk_mb * 1e6)
-
-
 class TrackingConfig(Strict):
     wandb: Literal["auto", "offline", "online", "off"] = "auto"  # auto: online where a key is set, else offline
     wandb_project: Text = "parablock-ray"
@@ -144,10 +128,21 @@ class Config(Strict):
     tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")
-    def _serial_has_no_links(self) -> "Config":
+    def _serial_has_no_pacers(self) -> "Config":
         if self.runtime == "serial" and self.network.mode == "shaped":
             raise ValueError(
-                "network.mode: must be none with runtime=serial, since nothing overlaps in one process (got shaped)"
+                "network.mode: must be none or virtual with runtime=serial, since nothing overlaps in one process "
+                "(got shaped)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _every_block_has_its_seconds(self) -> "Config":
+        step_s, num_blocks = self.network.compute_s, self.method.num_blocks
+        if isinstance(step_s, list) and len(step_s) != num_blocks:
+            raise ValueError(
+                f"network.compute_s: must be one number, or one for each of method.num_blocks = {num_blocks} blocks "
+                f"(got {len(step_s)})"
             )
         return self
 

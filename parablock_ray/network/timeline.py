@@ -29,7 +29,7 @@ from itertools import count
 from typing import Literal, NamedTuple
 
 from parablock_ray.errors import UserError
-from parablock_ray.network.links import Link, ServerLink
+from parablock_ray.network.links import Line, Link, ServerLink
 
 
 @dataclass(frozen=True)
@@ -128,18 +128,6 @@ def simulate(
 
 
 @dataclass(slots=True)
-class _Line:
-    """Carries one transfer at a time."""
-
-    free_s: float = 0.0
-
-    def take(self, ready_s: float, busy_s: float) -> tuple[float, float]:
-        start_s = max(ready_s, self.free_s)
-        self.free_s = start_s + busy_s
-        return start_s, self.free_s
-
-
-@dataclass(slots=True)
 class _Message:
     """An upload, a download or a catch-up."""
 
@@ -147,9 +135,9 @@ class _Message:
     round: "_Round"  # the last one whose values it brings
     num_chunks: int
     latency_s: float
-    line: _Line  # the client's
+    line: Line  # the client's
     chunk_s: float
-    server_line: _Line
+    server_line: Line
     server_chunk_s: float
     readers: list["_Visit"]  # wait for its arrival
     next_upload: "_Message | None" = None  # waits for its arrival
@@ -193,10 +181,10 @@ class _Layout:
         # Chunks between which nothing can come are as good as one.
         self.chunked = self.cut_through or min(server.up_mbps, server.down_mbps) < math.inf
         self.server = server
-        self.server_up, self.server_down = _Line(), _Line()
+        self.server_up, self.server_down = Line(), Line()
         self.links = links
-        self.up = {id: _Line() for id in links}
-        self.down = {id: self.up[id] if link.half_duplex else _Line() for id, link in links.items()}
+        self.up = {id: Line() for id in links}
+        self.down = {id: self.up[id] if link.half_duplex else Line() for id, link in links.items()}
         self.visits: dict[int, list[_Visit]] = {id: [] for id in links}
         self.last_visit: dict[int, _Visit] = {}  # by computer
         self.rounds: list[_Round] = []

@@ -7,8 +7,9 @@ from typing import Protocol
 
 from parablock_ray.algorithms.base import MethodTraits, RoundPlan
 from parablock_ray.algorithms.blocks import BlockLayout
+from parablock_ray.algorithms.server import Commit
 from parablock_ray.config import Config
-from parablock_ray.tracking.events import Event
+from parablock_ray.tracking.events import Committed, Event
 from parablock_ray.training.data import FederatedData
 from parablock_ray.training.engine import EngineMaker
 
@@ -71,3 +72,16 @@ class Runtime(Protocol):
 def worker_of(client: int, num_workers: int) -> int:
     """A client stays with its worker, since its pending deltas are there."""
     return client % num_workers
+
+
+def committed_event(commit: Commit, time_s: float) -> Committed:
+    """What the driver is told of a commit."""
+    visits = commit.plan.visits
+    return Committed(
+        round=commit.plan.round,
+        block=commit.plan.block,
+        time_s=time_s,
+        participants=tuple(visit.client for visit in visits),
+        weights=tuple(visit.num_examples for visit in visits),
+        update_norm=commit.update_norm,
+    )

@@ -7,21 +7,22 @@ own, and only the exchange lives on the loop.
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+import numpy as np
 import ray
 import torch
 from torch import Tensor
 
 from parablock_ray.algorithms.base import RoundPlan, Visit
-from parablock_ray.network.links import client_link
+from parablock_ray.network.links import Link
 from parablock_ray.runtime.base import RunSetup, worker_of
 from parablock_ray.runtime.exchange import Exchange, Inbox, from_payload
 from parablock_ray.runtime.memory import peak_rss_bytes
 from parablock_ray.tracking.events import Phase, Span
-from parablock_ray.training.worker import Worker
+from parablock_ray.training.worker import Worker, named
 
 T = TypeVar("T")
 
@@ -29,17 +30,18 @@ T = TypeVar("T")
 class ClientActor:
     """Hosts the clients of one worker (one, or many simulated ones in turn) around one resident model."""
 
-    def __init__(self, setup: RunSetup, index: int, num_workers: int, server: ray.actor.ActorHandle) -> None:
+    def __init__(
+        self, setup: RunSetup, index: int, num_workers: int, links: Mapping[int, Link], server: ray.actor.ActorHandle
+    ) -> None:
         config = setup.config
-        self._network = config.network
+        self._links = links
+        self._pipeline = config.network.pipeline
         self._index = index
         self._num_workers = num_workers
         self._server = server
         self._wire_dtype: torch.dtype = getattr(torch, config.network.wire_dtype)
         self._thread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(config.workers.threads,))
-        device = torch.device("cuda" if ray.get_gpu_ids() else "cpu")
-        worker = self._thread.submit(Worker, config, setup.traits, setup.data, device, setup.make_engine)
-        self._worker = worker.result()
+        self._setup = setup
         self._plans: asyncio.Queue[RoundPlan] = asyncio.Queue()
         self._inbox = Inbox(server)
         self._exchanges: dict[int, Exchange] = {}
@@ -47,8 +49,15 @@ class ClientActor:
         self._spans: defaultdict[tuple[int, int], list[Span]] = defaultdict(list)  # (round, client) → what it took
         self._visited: dict[int, int] = {}  # round → block, of rounds that the resident model has not taken in
 
-    async def warm_up(self) -> None:
-        """Answers once the worker is ready to train at full speed."""
+    async def load(self) -> None:
+        """Load the model; answers once the worker is ready to train at full speed. Before all else.
+
+        Not in `__init__`, of whose errors Ray keeps only the text: a user's mistake must stay one.
+        """
+        setup, device = self._setup, torch.device("cuda" if ray.get_gpu_ids() else "cpu")
+        self._worker = await self._run(
+            lambda: Worker(setup.config, setup.traits, setup.data, device, setup.make_engine)
+        )
         await self._run(self._worker.warm_up)
 
     async def submit(self, plan: RoundPlan) -> None:
@@ -65,12 +74,12 @@ class ClientActor:
     async def run(self) -> None:
         """Work until the actor is ended. Raises what went wrong first, in training or in an exchange."""
         try:
-            async with asyncio.TaskGroup() as tasks:
-                await self._train_rounds(tasks)
+            async with asyncio.TaskGroup() as self._tasks:
+                await self._train_rounds()
         except ExceptionGroup as group:
             raise group.exceptions[0] from None
 
-    async def _train_rounds(self, tasks: asyncio.TaskGroup) -> None:
+    async def _train_rounds(self) -> None:
         """The compute task: rounds in order, this worker's clients one after the other."""
         plan = await self._plans.get()
         idle_since_s = time.time()  # not from earlier on: the run's clock starts with its first plan
@@ -84,7 +93,7 @@ class ClientActor:
                     self._note("wait", plan, visit, idle_since_s, None)
                 for visit in visits:
                     chunks = await self._train(plan, visit)
-                    exchange = tasks.create_task(self._exchange(plan, visit, chunks))
+                    exchange = self._tasks.create_task(self._exchange(plan, visit, chunks))
                     self._under_way[plan.round, visit.client] = exchange
                 idle_since_s = time.time()
             plan = await self._plans.get()
@@ -106,16 +115,19 @@ class ClientActor:
     async def _take_in(self, reads: int) -> None:
         """Move the resident model to x^{(≤ reads)}: what its clients downloaded, and what none of them took part in."""
         latest = {block: round for round, block in sorted(self._visited.items()) if round <= reads}
-        values = [(block, await self._value(block, round, reads)) for block, round in latest.items()]
-        await self._run(lambda: self._worker.advance(reads, values))
+        payloads = {block: await self._payloads(block, round, reads) for block, round in latest.items()}
+        await self._run(lambda: self._worker.advance(reads, self._joined(payloads)))
         self._inbox.forget(reads)
         self._visited = {round: block for round, block in self._visited.items() if round > reads}
 
-    async def _value(self, block: int, round: int, reads: int) -> Tensor:
-        payloads = self._inbox.take(round, len(self._worker.bounds(block)))
-        if payloads is None:
-            payloads = [await self._server.value.remote(block, reads)]
-        return torch.cat([from_payload(payload, self._wire_dtype) for payload in payloads])
+    async def _payloads(self, block: int, round: int, reads: int) -> list[np.ndarray]:
+        received = self._inbox.take(round, len(self._worker.bounds(block)))
+        return received or [await self._server.value.remote(block, reads)]
+
+    def _joined(self, payloads: Mapping[int, list[np.ndarray]]) -> Iterator[tuple[int, Tensor]]:
+        """(block, flat value), one block at a time: the chunks of one are joined when its turn comes."""
+        for block, chunks in payloads.items():
+            yield block, torch.cat([from_payload(chunk, self._wire_dtype) for chunk in chunks])
 
     async def _train(self, plan: RoundPlan, visit: Visit) -> list[Tensor]:
         """One client's visit, in the training thread; its delta in chunks."""
@@ -126,8 +138,13 @@ class ClientActor:
 
     async def _exchange(self, plan: RoundPlan, visit: Visit, chunks: list[Tensor]) -> None:
         """The exchange task of one visit. It ends the visit, so it reports all of it, in one message."""
-        exchanged = await self._exchange_of(visit.client).run(plan, chunks)
-        self._server.report.remote([*self._spans.pop((plan.round, visit.client)), *exchanged])
+        with named(plan, visit):
+            exchanged = await self._exchange_of(visit.client).run(plan, chunks)
+        spans = [*self._spans.pop((plan.round, visit.client)), *exchanged]
+        self._tasks.create_task(self._report(spans))  # nobody's next round waits for it
+
+    async def _report(self, spans: list[Span]) -> None:
+        await self._server.report.remote(spans)
 
     def _note(self, phase: Phase, plan: RoundPlan, visit: Visit, start_s: float, loss: float | None) -> None:
         span = Span(phase, plan.round, plan.block, visit.client, self._index, start_s, time.time(), 0, loss)
@@ -135,10 +152,8 @@ class ClientActor:
 
     def _exchange_of(self, client: int) -> Exchange:
         if client not in self._exchanges:
-            link = client_link(self._network, client)
-            self._exchanges[client] = Exchange(
-                client, self._index, link, self._network.pipeline, self._server, self._inbox
-            )
+            link = self._links[client]
+            self._exchanges[client] = Exchange(client, self._index, link, self._pipeline, self._server, self._inbox)
         return self._exchanges[client]
 
     async def _run(self, work: Callable[[], T]) -> T:

@@ -13,6 +13,7 @@ import ray
 from parablock_ray.algorithms.base import RoundPlan
 from parablock_ray.config import Config
 from parablock_ray.errors import RunFailed, UserError
+from parablock_ray.network.links import paced_links
 from parablock_ray.runtime.base import FinalState, RunSetup, RuntimeInfo, worker_of
 from parablock_ray.runtime.client import ClientActor
 from parablock_ray.runtime.memory import peak_rss_bytes
@@ -41,12 +42,20 @@ class RayRuntime:
         setup = ray.put(self._setup)
         environment = {"env_vars": {"OMP_NUM_THREADS": str(config.workers.threads)}}
         common = {"max_concurrency": _MAX_CONCURRENT_CALLS, "runtime_env": environment}
-        self._server = ray.remote(ServerActor).options(num_cpus=0, **common).remote(setup, num_workers)
+        self._server = (
+            ray.remote(ServerActor)
+            .options(num_cpus=0, **common)
+            .remote(setup, num_workers, str(Path(config.out).resolve()))
+        )
         client_actor = ray.remote(ClientActor).options(num_cpus=config.workers.threads, num_gpus=gpus_each, **common)
-        self._workers = [client_actor.remote(setup, index, num_workers, self._server) for index in range(num_workers)]
-        info = self._get(self._server.info.remote())
-        for index, worker in enumerate(self._workers):
-            self._get(worker.warm_up.remote(), self._worker_name(index))
+        links = ray.put(paced_links(config.network, config.clients.num, config.seed))
+        self._workers = [
+            client_actor.remote(setup, index, num_workers, links, self._server) for index in range(num_workers)
+        ]
+        loads = [worker.load.remote() for worker in self._workers]
+        info = self._get(self._server.load.remote())
+        for index, load in enumerate(loads):
+            self._get(load, self._worker_name(index))
         self._runs = [worker.run.remote() for worker in self._workers]
         return cast(RuntimeInfo, info)
 
@@ -57,8 +66,8 @@ class RayRuntime:
         self._get(self._server.open.remote(plan))
         if self._started_s is None:
             self._started_s = time.time()
-        for submitted in [worker.submit.remote(plan) for worker in self._workers]:
-            self._get(submitted)  # before the next round: see ClientActor.submit
+        for index, submitted in enumerate([worker.submit.remote(plan) for worker in self._workers]):
+            self._get(submitted, self._worker_name(index))  # before the next round: see ClientActor.submit
 
     def events(self) -> Sequence[Event]:
         if self._news is None:
@@ -109,10 +118,17 @@ def connect(config: Config) -> bool:
     if ray.is_initialized():
         return False
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False, logging_level="ERROR")
+        try:
+            ray.init(log_to_driver=False, logging_level="ERROR")
+        except ConnectionError as error:
+            address = os.environ["RAY_ADDRESS"]
+            raise UserError(
+                f"RAY_ADDRESS: no Ray cluster answers at {address} ({error}); start one or unset it"
+            ) from None
         return False
     wanted = config.workers.num * config.workers.threads if config.workers.num != "auto" else 0
     ray.init(
+        address="local",  # a new one, whatever else runs on this machine
         num_cpus=max(os.cpu_count() or 1, wanted),  # asking for more workers than cores is slow, not wrong
         include_dashboard=False,
         log_to_driver=False,
@@ -125,12 +141,13 @@ def placement(config: Config) -> tuple[int, float]:
     """(number of workers, GPUs for each). Raises UserError where the cluster cannot hold them."""
     resources = ray.cluster_resources()
     num_gpus, num_cpus = resources.get("GPU", 0.0), resources.get("CPU", 0.0)
-    wanted = config.workers.gpus_per_worker
-    gpus_each = float(num_gpus > 0) if wanted == "auto" else wanted
+    # auto: a GPU for each worker, or its share where more workers are asked for than there are GPUs.
+    wanted, num_asked = config.workers.gpus_per_worker, config.workers.num
+    gpus_each = min(1.0, num_gpus / (1 if num_asked == "auto" else num_asked)) if wanted == "auto" else wanted
     by_cpu = int(num_cpus // config.workers.threads)
     capacity = min(by_cpu, int(num_gpus // gpus_each)) if gpus_each else by_cpu
     cohort = config.clients.per_round or config.clients.num
-    num_workers = min(capacity, cohort) if config.workers.num == "auto" else config.workers.num
+    num_workers = min(capacity, cohort) if num_asked == "auto" else num_asked
     if not 1 <= num_workers <= capacity:
         raise UserError(
             f"workers.num: {config.workers.num} workers of {config.workers.threads} threads and {gpus_each:g} GPUs, "

@@ -6,7 +6,6 @@ Payloads are flat numpy arrays in the wire dtype, one object per chunk; what arr
 import asyncio
 import time
 import warnings
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from parablock_ray.algorithms.base import RoundPlan
-from parablock_ray.network.links import Link
+from parablock_ray.network.links import Line, Link
 from parablock_ray.tracking.events import Phase, Span
 
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
@@ -74,24 +73,6 @@ class Inbox:
         return Arrival(await reference, published_s)
 
 
-class Pacer:
-    """One direction of a client's link, really taking the time that the link would take.
-
-    Kept on an ideal schedule: a sleep that ends late does not push back what comes after it.
-    """
-
-    def __init__(self, seconds_for: Callable[[int], float]) -> None:
-        self._seconds_for = seconds_for
-        self._free_s = 0.0
-
-    async def carry(self, num_bytes: int, ready_s: float) -> float:
-        """Wait until bytes that are ready at `ready_s` have passed this direction; return when they began."""
-        begin_s = max(ready_s, self._free_s)
-        self._free_s = begin_s + self._seconds_for(num_bytes)
-        await asyncio.sleep(max(0.0, self._free_s - time.time()))
-        return begin_s
-
-
 class Exchange:
     """One client's communication: uploads and downloads in order, `serial` (one thread for both) or `duplex`."""
 
@@ -102,51 +83,71 @@ class Exchange:
         self._worker = worker
         self._server = server
         self._inbox = inbox
-        self._latency_s = link.latency_s
-        self._up, self._down = Pacer(link.up_s), Pacer(link.down_s)
-        self._uplink, self._downlink = asyncio.Lock(), asyncio.Lock()
+        self._link = link
+        self._up = Line()
+        self._down = self._up if link.half_duplex else Line()
+        self._downloads = asyncio.Lock()  # in round order
         self._thread = asyncio.Lock() if pipeline == "serial" else nullcontext()
 
     async def run(self, plan: RoundPlan, chunks: list[Tensor]) -> list[Span]:
-        """Send the delta (in chunks), wait for the round's new value and receive it; the spans of both."""
+        """Send the delta (in chunks) and receive the round's new value; the spans of both.
+
+        Side by side: cut-through publishes the first chunks while the last ones are still on their way up.
+        """
         async with self._thread:
-            async with self._uplink:
-                upload = await self._upload(plan, chunks)
-            async with self._downlink:
-                download = await self._download(plan, [chunk.numel() * chunk.itemsize for chunk in chunks])
-        return [upload, download]
+            sizes_bytes = [_num_bytes(chunk) for chunk in chunks]
+            return list(await asyncio.gather(self._upload(plan, chunks), self._download(plan, sizes_bytes)))
 
     async def catch_up(self, plan: RoundPlan, num_bytes: int) -> Span:
         """What a client downloads before it may start, since it missed rounds.
 
         Only the time and the count: the values come to the worker, once for all the clients that it hosts.
         """
-        async with self._downlink:
-            start_s = await self._down.carry(num_bytes, time.time() + self._latency_s)
+        start_s, end_s = await self._receive(num_bytes, time.time())
+        await _until(end_s)
         return self._span("catch_up", plan, start_s, num_bytes)
 
     async def _upload(self, plan: RoundPlan, chunks: list[Tensor]) -> Span:
         ready_s = time.time()
-        begins_s, sends, num_bytes = [], [], 0
+        # All at once, as the recurrence has it: on a half-duplex line no download may come between the chunks.
+        passes = [self._up.take(ready_s, self._link.up_s(_num_bytes(chunk))) for chunk in chunks]
+        sends = []
         for index, chunk in enumerate(chunks):
-            payload = as_payload(chunk)
-            reference = ray.put(payload)  # before the wait: the copy hides behind the link
-            begins_s.append(await self._up.carry(payload.nbytes, ready_s))
+            reference = ray.put(as_payload(chunk))  # before the wait: the copy hides behind the link
+            await _until(passes[index][1])
             sends.append(asyncio.create_task(self._deliver(plan.round, index, reference)))
-            num_bytes += payload.nbytes
         await asyncio.gather(*sends)
-        return self._span("upload", plan, begins_s[0], num_bytes)
+        return self._span("upload", plan, passes[0][0], sum(map(_num_bytes, chunks)))
 
     async def _deliver(self, round: int, chunk: int, reference: ray.ObjectRef) -> None:
-        await asyncio.sleep(self._latency_s)
+        await asyncio.sleep(self._link.latency_s)
         await self._server.receive.remote(round, self._client, chunk, reference)
 
     async def _download(self, plan: RoundPlan, sizes_bytes: list[int]) -> Span:
-        begins_s = []
-        for chunk, num_bytes in enumerate(sizes_bytes):
-            arrival = await self._inbox.chunk(plan.round, chunk)
-            begins_s.append(await self._down.carry(num_bytes, arrival.published_s + self._latency_s))
-        return self._span("download", plan, begins_s[0], sum(sizes_bytes))
+        """The round's new value comes in as many chunks, of the same sizes, as the delta went out in."""
+        async with self._downloads:
+            # All asked for at once, so that no chunk waits for another's round trip.
+            arrivals = [asyncio.create_task(self._inbox.chunk(plan.round, index)) for index in range(len(sizes_bytes))]
+            passes = []
+            for num_bytes, arrival in zip(sizes_bytes, arrivals, strict=True):
+                passes.append(await self._receive(num_bytes, (await arrival).published_s))
+            await _until(passes[-1][1])
+        return self._span("download", plan, passes[0][0], sum(sizes_bytes))
+
+    async def _receive(self, num_bytes: int, sent_s: float) -> tuple[float, float]:
+        """Bytes that the server sends come to the client's line; when they begin and end to pass it."""
+        ready_s = sent_s + self._link.latency_s
+        await _until(ready_s)  # not before: an upload that is ready sooner goes first on a half-duplex line
+        return self._down.take(ready_s, self._link.down_s(num_bytes))
 
     def _span(self, phase: Phase, plan: RoundPlan, start_s: float, num_bytes: int) -> Span:
         return Span(phase, plan.round, plan.block, self._client, self._worker, start_s, time.time(), num_bytes)
+
+
+def _num_bytes(chunk: Tensor) -> int:
+    return chunk.numel() * chunk.itemsize
+
+
+async def _until(time_s: float) -> None:
+    """Sleep on an ideal schedule: one sleep that ends late does not push back what comes after it."""
+    await asyncio.sleep(max(0.0, time_s - time.time()))

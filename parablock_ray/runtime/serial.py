@@ -8,9 +8,9 @@ import torch
 
 from parablock_ray.algorithms.base import RoundPlan, Visit
 from parablock_ray.algorithms.server import Commit
-from parablock_ray.runtime.base import FinalState, RunSetup, RuntimeInfo
+from parablock_ray.runtime.base import FinalState, RunSetup, RuntimeInfo, committed_event
 from parablock_ray.runtime.memory import peak_rss_bytes
-from parablock_ray.tracking.events import Committed, Event, Phase, Span
+from parablock_ray.tracking.events import Event, Phase, Span
 from parablock_ray.training.master import Master
 from parablock_ray.training.worker import Worker
 
@@ -27,7 +27,8 @@ class SerialRuntime:
     def start(self) -> RuntimeInfo:
         config, traits, data = self._setup.config, self._setup.traits, self._setup.data
         torch.set_num_threads(config.workers.threads)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        on_gpu = torch.cuda.is_available() and config.workers.gpus_per_worker != 0
+        device = torch.device("cuda" if on_gpu else "cpu")
         self._master = Master(config, traits, data)
         self._worker = Worker(config, traits, data, device, self._setup.make_engine)
         self._worker.warm_up()
@@ -88,16 +89,3 @@ class SerialRuntime:
     def _now_s(self) -> float:
         assert self._started_s is not None
         return time.monotonic() - self._started_s
-
-
-def committed_event(commit: Commit, time_s: float) -> Committed:
-    """What the driver is told of a commit."""
-    visits = commit.plan.visits
-    return Committed(
-        round=commit.plan.round,
-        block=commit.plan.block,
-        time_s=time_s,
-        participants=tuple(visit.client for visit in visits),
-        weights=tuple(visit.num_examples for visit in visits),
-        update_norm=commit.update_norm,
-    )

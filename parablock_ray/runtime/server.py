@@ -14,10 +14,10 @@ import torch
 
 from parablock_ray.algorithms.base import RoundPlan
 from parablock_ray.algorithms.server import Commit, Publication
-from parablock_ray.runtime.base import RunSetup, RuntimeInfo
+from parablock_ray.errors import UserError
+from parablock_ray.runtime.base import RunSetup, RuntimeInfo, committed_event
 from parablock_ray.runtime.exchange import as_payload, from_payload
 from parablock_ray.runtime.memory import peak_rss_bytes
-from parablock_ray.runtime.serial import committed_event
 from parablock_ray.tracking.events import Event, Span
 from parablock_ray.training.master import Master
 
@@ -27,20 +27,28 @@ T = TypeVar("T")
 class ServerActor:
     """Sums, steps, commits, publishes. Arithmetic runs in one thread of its own, messages on the event loop."""
 
-    def __init__(self, setup: RunSetup, num_workers: int) -> None:
+    def __init__(self, setup: RunSetup, num_workers: int, run_folder: str) -> None:
         config = setup.config
+        self._run_folder = Path(run_folder)
         self._num_workers = num_workers
         self._wire_dtype: torch.dtype = getattr(torch, config.network.wire_dtype)
         self._thread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(config.workers.threads,))
-        self._master = self._thread.submit(Master, config, setup.traits, setup.data).result()
+        self._setup = setup
         self._published: dict[tuple[int, int], asyncio.Future[ray.ObjectRef]] = {}
         self._committed: dict[int, asyncio.Event] = defaultdict(asyncio.Event)
         self._num_downloads_due: dict[int, int] = {}
         self._events: list[Event] = []
         self._news = asyncio.Event()
 
-    async def info(self) -> RuntimeInfo:
-        """Answers once the model is loaded."""
+    async def load(self) -> RuntimeInfo:
+        """Load the model. Before all else; not in `__init__`, see ClientActor.load."""
+        setup = self._setup
+        if not (self._run_folder / "config.yaml").exists():
+            raise UserError(
+                f"out: the server does not see {self._run_folder}, where it must write the model; choose a folder that "
+                "driver and server share"
+            )
+        self._master = await self._run(lambda: Master(setup.config, setup.traits, setup.data))
         return RuntimeInfo(self._master.layout, self._num_workers)
 
     async def open(self, plan: RoundPlan) -> None:

@@ -39,3 +39,11 @@ Event = Span | Committed
 def as_row(event: Event) -> dict[str, Any]:
     """A flat dict for `events.jsonl`; `event` names the kind."""
     return {"event": type(event).__name__.lower(), **asdict(event)}
+
+
+def from_row(row: dict[str, Any]) -> Event:
+    """The event that `as_row` made this of."""
+    fields: dict[str, Any] = {key: value for key, value in row.items() if key != "event"}
+    if row["event"] == "span":
+        return Span(**fields)
+    return Committed(**fields | {key: tuple(row[key]) for key in ("participants", "weights")})

@@ -24,11 +24,16 @@ class RoundBook:
         self._row_start_s = 0.0
         self._last_download_s = 0.0
 
+    @property
+    def num_complete(self) -> int:
+        """So many rounds, from the first, are over for all their participants."""
+        return self._next_round
+
     def add(self, event: Event) -> list[dict[str, Any]]:
         """The rows that `event` finishes: usually none or one, more where rounds ended out of order."""
         if isinstance(event, Committed):
             self._commits[event.round] = event
-        elif event.client >= 0:  # the server's spans are in no row
+        else:
             assert event.round >= self._next_round, f"told after its round's row was written: {event}"
             self._spans[event.round].append(event)
             if event.phase == "download":

@@ -65,7 +65,7 @@ class DeepSpeedEngine:
     """
 
     def __init__(self, model: nn.Module, settings: LocalSettings, extra_config: Mapping[str, Any]) -> None:
-        deepspeed = start_deepspeed()
+        deepspeed = start_deepspeed(next(model.parameters()).device)
         self._model = model
         self._optimizer = BlockOptimizer(list(model.parameters()), settings)
         config = {
@@ -127,14 +127,14 @@ def trained_values(optimizer: BlockOptimizer) -> Tensor:
     return values
 
 
-def start_deepspeed() -> Any:
+def start_deepspeed(device: torch.device) -> Any:
     """Import DeepSpeed and join a process group of one; return the module. Safe to call again.
 
     The one place that knows how DeepSpeed starts without its launcher: rank and port come from the environment
     (port 0 is any free one, so actors on one host never clash; Ray masks devices, so the local rank is 0 on GPUs
     too), and its shared-memory op is ruled out, which it would otherwise compile for a minute with g++.
     """
-    on_cpu = not torch.cuda.is_available()
+    on_cpu = device.type == "cpu"  # of the model: a machine with a GPU may still train on its CPU
     environment = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
     os.environ.update(environment)
     if on_cpu:

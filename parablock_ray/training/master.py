@@ -22,6 +22,7 @@ class Master:
         self._data = data
         self._model = load_model(config.model.name, "float32", config.seed)
         self._model.eval()
+        self._tokenizer = load_tokenizer(config.model.name)  # now: a hub may be out of reach when the run is over
         self._parameters = dict(self._model.named_parameters())
         for parameter in self._parameters.values():
             parameter.requires_grad_(False)
@@ -61,4 +62,4 @@ class Master:
 
     def export(self, folder: Path) -> None:
         """Write model and tokenizer as an ordinary HF folder."""
-        save_model(self._model, load_tokenizer(self._config.model.name), folder)
+        save_model(self._model, self._tokenizer, folder)

@@ -52,8 +52,8 @@ class BlockOptimizer(torch.optim.Optimizer):
         assert self._inner is not None, "assign() comes first"
         parameters = self.param_groups[0]["params"]
         for parameter, master in zip(parameters, self.masters, strict=True):
-            if master is not parameter and parameter.grad is not None:
-                master.grad = parameter.grad.to(master.dtype)
+            if master is not parameter:
+                master.grad = None if parameter.grad is None else parameter.grad.to(master.dtype)
         if self._anchors:
             self._pull_to_anchors()
         if self._settings.max_grad_norm is not None:

@@ -12,7 +12,7 @@ from parablock_ray.algorithms.base import MethodTraits, RoundPlan, Visit
 from parablock_ray.algorithms.blocks import BlockLayout, chunk_bounds, flatten, make_layout
 from parablock_ray.algorithms.client import Replica, ReplicaSettings
 from parablock_ray.config import Config
-from parablock_ray.config.schema import NetworkConfig
+from parablock_ray.config.network import NetworkConfig
 from parablock_ray.errors import RunFailed
 from parablock_ray.training.data import FederatedData, batches
 from parablock_ray.training.engine import EngineMaker
@@ -46,9 +46,9 @@ class Worker:
         self.layout = make_layout(dict(model.named_parameters()), config.method.num_blocks, config.method.parameters)
         dtype = getattr(torch, config.model.dtype)
         rounded = {} if dtype == torch.float32 else _values_lost_by_cast(model, self.layout, dtype)
-        model.to(device)
         for parameter in model.parameters():  # not the buffers: rotary frequencies stay in fp32
             parameter.data = parameter.data.to(dtype)
+        model.to(device)  # after the cast: the GPU never holds the wider model
         model.train()
         if config.model.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -76,7 +76,7 @@ class Worker:
         Raises RunFailed, naming client, round and block, where the loss or the delta is not finite.
         """
         method = self._config.method
-        with _named(plan, visit):
+        with named(plan, visit):
             start = self._replica.start(plan, visit)
             self._engine.begin(self._block_parameters[plan.block], plan.lr)
             losses = [
@@ -126,7 +126,7 @@ def wire_chunks(layout: BlockLayout, block: int, network: NetworkConfig) -> list
 
 
 @contextmanager
-def _named(plan: RoundPlan, visit: Visit) -> Iterator[None]:
+def named(plan: RoundPlan, visit: Visit) -> Iterator[None]:
     """Whatever goes wrong inside says whose work it was."""
     where = f"client {visit.client}, round {plan.round}, block {plan.block}"
     try:

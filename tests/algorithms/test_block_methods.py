@@ -59,22 +59,26 @@ def test_nobody_catches_up_where_all_take_part(staleness):
     assert not any(visit.catch_up or visit.joins_late for visit in visits)
 
 
+@pytest.mark.parametrize("num_blocks", [1, 3])
 @pytest.mark.parametrize("staleness", [0, 1, 2])
-def test_catching_up_leaves_every_client_with_just_what_it_may_read(staleness):
-    """Follow each client's copy: own downloads and catch-ups together are x^{(≤ reads)}, and nothing twice."""
-    method = make_method(parablock(staleness=staleness), SAMPLED)
+def test_catching_up_leaves_every_client_with_just_what_it_may_read(staleness, num_blocks):
+    """Follow each client's copy: downloads that may be read and catch-ups are x^{(≤ reads)}, and nothing twice."""
+    method = make_method(parablock(staleness=staleness, num_blocks=num_blocks), SAMPLED)
     plans = [method.plan(t) for t in range(40)]
     copies: dict[int, dict[int, int]] = {}
+    downloads: dict[int, list] = {}
     for plan in plans:
         readable = {earlier.block: earlier.round for earlier in plans[: max(plan.reads, -1) + 1]}
         for visit in plan.visits:
             first_time = visit.client not in copies
             assert visit.joins_late == (first_time and plan.round > 0)
             copy = copies.setdefault(visit.client, {})
+            own = downloads.setdefault(visit.client, [])
+            copy.update({each.block: each.round for each in own if copy.get(each.block, -1) < each.round <= plan.reads})
             missing = {block for block, round in readable.items() if copy.get(block, -1) < round}
-            assert set(visit.catch_up) == ({0, 1, 2} if visit.joins_late else missing)
+            assert set(visit.catch_up) == (set(range(num_blocks)) if visit.joins_late else missing)
             copy.update({block: readable[block] for block in missing})
-            copy[plan.block] = plan.round
+            own.append(plan)
 
 
 def test_all_of_a_large_population_are_drawn_in_time():
@@ -105,7 +109,7 @@ def test_fedcybgd_needs_a_client_for_every_block():
 
 
 def test_fedcybgd_takes_no_cohort():
-    with pytest.raises(UserError, match="clients.per_round: .* leave it out"):
+    with pytest.raises(UserError, match=r"clients.per_round: .* leave it out"):
         make_method(FedCyBGD(name="fedcybgd", num_blocks=2), SAMPLED)
 
 

@@ -131,7 +131,7 @@ def test_one_default_file_may_serve_two(tmp_path: Path) -> None:
         ("method.warmup_rounds=30", "method: warmup_rounds (30) must be less than rounds (10)"),
         ("clients.per_round=5", "clients: per_round (5) must be at most num (4)"),
         ("data.num_train=3", "data.num_train: must be at least clients.num = 4"),
-        ("runtime=serial network.mode=shaped", "network.mode: must be none with runtime=serial"),
+        ("runtime=serial network.mode=shaped", "network.mode: must be none or virtual with runtime=serial"),
         (
             "engine.deepspeed.fp16.enabled=true",
             "engine.deepspeed: fp16: set by parablock_ray, remove it here (allowed: ",

@@ -96,11 +96,12 @@ RATES_MBPS = st.sampled_from([4.0, 8.0, 16.0])
 
 
 @st.composite
-def cases(draw: st.DrawFn, queues: bool, partial: bool) -> Case:
+def cases(draw: st.DrawFn, queues: bool, partial: bool, max_rounds: int = 7) -> Case:
     """`queues`: half-duplex links and a limited server too. `partial`: cohorts and catch-ups too."""
     clients = range(draw(st.integers(1, 3)))
     staleness = draw(st.integers(0, 3))
-    rounds = tuple(draw(round_loads(t, t - 1 - staleness, clients, partial)) for t in range(draw(st.integers(1, 7))))
+    num_rounds = draw(st.integers(1, max_rounds))
+    rounds = tuple(draw(round_loads(t, t - 1 - staleness, clients, partial)) for t in range(num_rounds))
     half_duplex = st.booleans() if queues else st.just(False)
     latency_s = st.sampled_from([0.0, 0.125, 0.5])
     links = {client: draw(st.builds(Link, RATES_MBPS, RATES_MBPS, latency_s, half_duplex)) for client in clients}

@@ -44,7 +44,6 @@ def overlapped_run() -> list[Event]:
         span("download", 1, 1, 4.5, 5.5, 50),
         span("upload", 2, 0, 5.0, 5.5, 100),
         span("upload", 2, 1, 6.0, 6.5, 100),
-        span("aggregate", 2, -1, 6.5, 6.75),
         commit(2, 6.75),
         span("download", 2, 0, 6.75, 7.25, 50),
         span("download", 2, 1, 6.75, 7.75, 50),
