@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from parablock_ray.algorithms.base import Method, MethodTraits
 from parablock_ray.algorithms.block_methods import Population, make_method
 from parablock_ray.algorithms.blocks import flatten
 from parablock_ray.config import Config
-from parablock_ray.driver import run_rounds
+from parablock_ray.driver import claimed, run_rounds
 from parablock_ray.network.timeline import RoundLoad
 from parablock_ray.pricing import Pricing, by_round
 from parablock_ray.runtime.base import RunSetup
@@ -178,9 +179,7 @@ def measure(config: Config, make_engine: EngineMaker) -> Measured:
     population = Population(tuple(map(len, data.clients)), config.clients.num, config.seed)
     method = make_method(config.method, population)
     runtime = RayRuntime(RunSetup(config, MethodTraits.of(method), data, make_engine))
-    try:
+    with claimed(Path(config.out), config), closing(runtime):
         runtime.start()
         events, rows = run_rounds(method, runtime, RoundBook(method.num_rounds), [])
-    finally:
-        runtime.close()
     return Measured(sum(row["seconds"] for row in rows), events, method, config)

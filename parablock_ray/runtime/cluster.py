@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from parablock_ray.algorithms.base import RoundPlan
 from parablock_ray.config import Config
@@ -42,9 +43,11 @@ class RayRuntime:
         setup = ray.put(self._setup)
         environment = {"env_vars": {"OMP_NUM_THREADS": str(config.workers.threads)}}
         common = {"max_concurrency": _MAX_CONCURRENT_CALLS, "runtime_env": environment}
+        # It shares the driver's run folder; an actor that asks for nothing Ray would put on any node.
+        beside_driver = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._server = (
             ray.remote(ServerActor)
-            .options(num_cpus=0, **common)
+            .options(num_cpus=0, scheduling_strategy=beside_driver, **common)
             .remote(setup, num_workers, str(Path(config.out).resolve()))
         )
         client_actor = ray.remote(ClientActor).options(num_cpus=config.workers.threads, num_gpus=gpus_each, **common)
