@@ -48,7 +48,7 @@ class FixedWorkEngine:
         return 1.0
 
     def end(self) -> Tensor:
-        return flatten(self._parameters, torch.float32) + 1e-4
+        return flatten(self._parameters, torch.float32).add_(1e-4)
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,7 @@ class Replica:
                 del self._pending[client]
 
     def start(self, plan: RoundPlan, visit: Visit) -> Tensor:
-        """Dress the model as z_i; return z_i[b_t], flat, after the cast, widened to fp32."""
+        """Dress the model as z_i; return z_i[b_t], flat, after the cast, widened to fp32: to be read, not written."""
         assert not self._dressed
         factor = correction_factor(self._settings.correction, visit)
         pending = [each for each in self._pending.get(visit.client, []) if each.round > plan.reads]
@@ -107,15 +107,18 @@ class Replica:
             self._dressed.append(block)
             if deltas and factor != 0:
                 unflatten_into(start_value(committed, deltas, factor), self._tensors[block])
+        as_committed = all(each.block != plan.block for each in pending)
+        if as_committed and self._tensors[plan.block][0].dtype == self._dtype:
+            return self._exact[plan.block]  # of whole blocks no copy is made without need
         return flatten(self._tensors[plan.block], self._dtype)
 
     def finish(self, plan: RoundPlan, visit: Visit, start: Tensor, trained: Tensor) -> Tensor:
         """The delta to send (flat, wire dtype, on the CPU); the model holds the committed values again.
 
-        `start` is what `start()` returned and `trained` the block after local training, both flat in fp32. The
-        delta is rounded to the wire dtype once, here: what is sent is also what stays pending.
+        `start` is what `start()` returned and `trained` the block after local training, both flat in fp32; `trained`
+        is used up. The delta is rounded to the wire dtype once, here: what is sent is also what stays pending.
         """
-        delta = (trained - start).to(self._settings.wire_dtype).cpu()
+        delta = trained.sub_(start).to(self._settings.wire_dtype).cpu()
         if self._settings.staleness > 0:
             self._pending.setdefault(visit.client, []).append(_Pending(plan.round, plan.block, delta))
         self.undress()

@@ -4,7 +4,7 @@ Source: ParaBlock, arXiv 2511.19959; the rule written out here is our reconstruc
 """
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -85,16 +85,20 @@ class BlockServer:
         total = RoundSum(plan, self.bounds(plan.block), self._dtype, by_chunk=self._settings.cut_through)
         self._open[plan.round] = _OpenRound(plan, total)
 
-    def receive(self, round: int, client: int, chunk: int, values: Tensor) -> list[Publication | Commit]:
-        """Take one chunk of one client's delta (wire dtype); return what this made public, in order."""
+    def receive(self, round: int, client: int, chunk: int, values: Tensor) -> Iterator[Publication | Commit]:
+        """Take one chunk of one client's delta (wire dtype); what this makes public, in order.
+
+        To be iterated to its end: a chunk is stepped when it is asked for, so that it can go out before the next.
+        """
         self._open[round].total.add(client, chunk, values)
-        made: list[Publication | Commit] = []
+        return self._made_public()
+
+    def _made_public(self) -> Iterator[Publication | Commit]:
         while (current := self._open.get(self.num_committed)) is not None:
-            made += self._step_complete_chunks(current)
+            yield from self._step_complete_chunks(current)
             if len(current.stepped) < len(current.total.bounds):
-                break
-            made.append(self._commit(current))
-        return made
+                return
+            yield self._commit(current)
 
     def value(self, block: int, as_of: int) -> Tensor:
         """wire(x^{(≤ as_of)}[block]): a flat vector in the wire dtype, never newer than `as_of`."""
@@ -104,10 +108,9 @@ class BlockServer:
                 return value.to(self._settings.wire_dtype)
         return flatten(self._tensors[block], self._settings.wire_dtype)
 
-    def _step_complete_chunks(self, current: _OpenRound) -> list[Publication | Commit]:
+    def _step_complete_chunks(self, current: _OpenRound) -> Iterator[Publication]:
         """Step every chunk whose sum is complete into the second buffer. The round before it is committed."""
         block, total = current.plan.block, current.total
-        made: list[Publication | Commit] = []
         for chunk, (start, end) in enumerate(total.bounds):
             if chunk in current.stepped or not total.is_complete(chunk):
                 continue
@@ -118,8 +121,7 @@ class BlockServer:
             current.stepped.add(chunk)
             current.squared_norms[chunk] = float(step.square().sum())
             values = current.new_value[start:end].to(self._settings.wire_dtype, copy=True)
-            made.append(Publication(current.plan.round, chunk, values))
-        return made
+            yield Publication(current.plan.round, chunk, values)
 
     def _state(self, block: int, start: int, end: int) -> dict[str, Tensor]:
         state = self._optimizer_state.get(block)

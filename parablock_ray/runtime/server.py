@@ -5,6 +5,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -60,13 +61,7 @@ class ServerActor:
 
     async def receive(self, round: int, client: int, chunk: int, payload: np.ndarray) -> None:
         """One chunk of one client's delta."""
-        values = from_payload(payload, self._wire_dtype)
-        for made in await self._run(lambda: self._master.receive(round, client, chunk, values)):
-            if isinstance(made, Publication):
-                self._published[made.round, made.chunk].set_result(ray.put(as_payload(made.values)))
-            elif isinstance(made, Commit):
-                self._committed[made.plan.round].set()
-                self._tell(committed_event(made, time.time()))
+        await self._run(partial(self._take, round, client, chunk, payload, asyncio.get_running_loop()))
 
     async def published(self, round: int, chunk: int) -> list[ray.ObjectRef]:
         """Wait for a chunk of the round's new value; in a list, so that the reference travels and not the value."""
@@ -101,6 +96,21 @@ class ServerActor:
         """Write the model; return its sha256 and this process's peak memory in bytes."""
         await self._run(lambda: self._master.export(Path(model_folder)))
         return await self._run(self._master.sha256), peak_rss_bytes()
+
+    def _take(
+        self, round: int, client: int, chunk: int, payload: np.ndarray, loop: asyncio.AbstractEventLoop
+    ) -> None:
+        """In the thread: fold the chunk, and hand what that makes public to the loop, each as soon as it is made."""
+        for made in self._master.receive(round, client, chunk, from_payload(payload, self._wire_dtype)):
+            if isinstance(made, Publication):
+                reference = ray.put(as_payload(made.values))
+                loop.call_soon_threadsafe(self._published[made.round, made.chunk].set_result, reference)
+            else:
+                loop.call_soon_threadsafe(self._commit, made, time.time())
+
+    def _commit(self, commit: Commit, time_s: float) -> None:
+        self._committed[commit.plan.round].set()
+        self._tell(committed_event(commit, time_s))
 
     def _tell(self, event: Event) -> None:
         self._events.append(event)

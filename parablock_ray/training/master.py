@@ -1,5 +1,6 @@
 """The master model: fp32, on the server. Takes updates, is judged, is written out."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -44,7 +45,7 @@ class Master:
         """Expect this round's updates."""
         self._server.open(plan)
 
-    def receive(self, round: int, client: int, chunk: int, values: Tensor) -> list[Publication | Commit]:
+    def receive(self, round: int, client: int, chunk: int, values: Tensor) -> Iterator[Publication | Commit]:
         """Take one chunk of a delta; see BlockServer.receive."""
         return self._server.receive(round, client, chunk, values)
 

@@ -62,6 +62,7 @@ def load_model(name: str, dtype: str, seed: int) -> PreTrainedModel:
     if info["missing_keys"]:  # transformers would fill them with random numbers
         raise _cannot_load(name, f"its weights lack {', '.join(sorted(info['missing_keys'])[:3])}")
     assert isinstance(model, PreTrainedModel)
+    _own_memory(model)
     return model
 
 
@@ -152,6 +153,13 @@ def _folder_or_hub_name(name: str) -> str:
 def _cannot_load(name: str, reason: str) -> UserError:
     allowed = f"{', '.join(BUILT_IN)}, a Hugging Face folder on this machine, or a name on its hub (network needed)"
     return UserError(f"model.name: cannot load {name!r}: {textwrap.shorten(reason, 300)}; allowed: {allowed}")
+
+
+def _own_memory(model: PreTrainedModel) -> None:
+    """Copy the weights out of the file that safetensors has mapped: else the first write to each page of a block
+    would copy it then, in the middle of a round."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
 
 
 def _without_dropout(config: PretrainedConfig) -> PretrainedConfig:
