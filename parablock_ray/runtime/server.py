@@ -97,9 +97,7 @@ class ServerActor:
         await self._run(lambda: self._master.export(Path(model_folder)))
         return await self._run(self._master.sha256), peak_rss_bytes()
 
-    def _take(
-        self, round: int, client: int, chunk: int, payload: np.ndarray, loop: asyncio.AbstractEventLoop
-    ) -> None:
+    def _take(self, round: int, client: int, chunk: int, payload: np.ndarray, loop: asyncio.AbstractEventLoop) -> None:
         """In the thread: fold the chunk, and hand what that makes public to the loop, each as soon as it is made."""
         for made in self._master.receive(round, client, chunk, from_payload(payload, self._wire_dtype)):
             if isinstance(made, Publication):
