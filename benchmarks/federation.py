@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from parablock_ray.algorithms.base import Method, MethodTraits
-from parablock_ray.algorithms.block_methods import Population, make_method
+from parablock_ray.algorithms.base import Method
 from parablock_ray.algorithms.blocks import flatten
+from parablock_ray.algorithms.methods import make_method
+from parablock_ray.algorithms.population import Population
 from parablock_ray.config import Config
 from parablock_ray.driver import claimed, run_rounds
 from parablock_ray.network.timeline import RoundLoad
@@ -178,7 +179,7 @@ def measure(config: Config, make_engine: EngineMaker) -> Measured:
     data = build_data(config.data, config.clients.num, config.seed, tokenizer, max_context=512)
     population = Population(tuple(map(len, data.clients)), config.clients.num, config.seed)
     method = make_method(config.method, population)
-    runtime = RayRuntime(RunSetup(config, MethodTraits.of(method), data, make_engine))
+    runtime = RayRuntime(RunSetup(config.of(method), data, make_engine))
     with claimed(Path(config.out), config), closing(runtime):
         runtime.start()
         events, rows = run_rounds(method, runtime, RoundBook(method.num_rounds), [])

@@ -12,8 +12,10 @@ from typing import Any
 from rich.console import Console
 
 from parablock_ray import __version__
-from parablock_ray.algorithms.base import Method, MethodTraits
-from parablock_ray.algorithms.block_methods import Population, make_method
+from parablock_ray.algorithms.base import Method
+from parablock_ray.algorithms.blocks import check_num_blocks
+from parablock_ray.algorithms.methods import make_method
+from parablock_ray.algorithms.population import Population
 from parablock_ray.config import Config, save_resolved
 from parablock_ray.errors import RunFailed, UserError
 from parablock_ray.pricing import Pricing, VirtualBook, price
@@ -34,11 +36,12 @@ def run(config: Config) -> dict[str, Any]:
     """Run the experiment; return what `summary.json` says. Raises UserError or RunFailed."""
     out, console, made_with = Path(config.out), Console(), versions()
     refuse_used_folder(out)
-    data, method = prepare(config)
+    data, population = prepare(config)
+    method = make_method(config.method, population)
     console.print(data.report.line(), highlight=False, soft_wrap=True)
     pricing, virtual = Pricing(config, method.staleness), config.network.mode == "virtual"
     book = VirtualBook(method.num_rounds, pricing) if virtual else RoundBook(method.num_rounds)
-    runtime = make_runtime(RunSetup(config, MethodTraits.of(method), data, make_engine))
+    runtime = make_runtime(RunSetup(config, population, data, make_engine))
     with ExitStack() as cleanup:
         cleanup.enter_context(claimed(out, config))
         sinks = open_sinks(config, console)
@@ -74,14 +77,14 @@ def run(config: Config) -> dict[str, Any]:
         return summary
 
 
-def prepare(config: Config) -> tuple[FederatedData, Method]:
-    """The clients' data and the method that plans over them. Raises UserError for what could not run."""
+def prepare(config: Config) -> tuple[FederatedData, Population]:
+    """The clients' data and who they are. Raises UserError for what could not run."""
     shape, tokenizer = model_config(config.model.name), load_tokenizer(config.model.name)
     check_num_blocks(config.method.num_blocks, num_layers(shape))
     data = build_data(config.data, config.clients.num, config.seed, tokenizer, max_context(shape))
     num_examples = tuple(len(indices) for indices in data.clients)
     per_round = config.clients.per_round or config.clients.num
-    return data, make_method(config.method, Population(num_examples, per_round, config.seed))
+    return data, Population(num_examples, per_round, config.seed)
 
 
 def run_rounds(
@@ -147,14 +150,6 @@ def claimed(out: Path, config: Config) -> Iterator[None]:
         if not metrics.exists() or metrics.stat().st_size == 0:
             for name in _RUN_FILES:
                 (out / name).unlink(missing_ok=True)
-
-
-def check_num_blocks(num_blocks: int, at_most: int) -> None:
-    """Said before any process starts, not by the first of them to load the model. Raises UserError."""
-    if num_blocks > at_most:
-        raise UserError(
-            f"method.num_blocks: {num_blocks} blocks but the model has {at_most} layers; allowed: 1 to {at_most}"
-        )
 
 
 def finite(loss: float) -> float:

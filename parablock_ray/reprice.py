@@ -8,7 +8,6 @@ from typing import Any
 
 from rich.table import Table
 
-from parablock_ray.algorithms.block_methods import Population, make_method
 from parablock_ray.config import Config, load_config
 from parablock_ray.config.network import CLIENT_KEYS, PRESETS, NetworkConfig
 from parablock_ray.errors import UserError
@@ -55,7 +54,7 @@ def reprice(folder: Path, overrides: Sequence[str]) -> Repriced:
     run = read_run(folder)
     after = load_config(folder / "config.yaml", _changes(run.config, overrides))
     events = _read_events(folder / "events.jsonl")
-    staleness = _staleness(run.config)
+    staleness = run.config.method.staleness
     before_s = price(events, Pricing(run.config, staleness))[0].seconds
     timeline, told = price(events, Pricing(after, staleness))
     num_rounds = run.summary["num_rounds"]
@@ -95,9 +94,3 @@ def _read_events(path: Path) -> list[Event]:
         return [from_row(json.loads(line)) for line in path.read_text("utf-8").splitlines()]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
-
-
-def _staleness(config: Config) -> int:
-    num_clients = config.clients.num
-    population = Population((1,) * num_clients, config.clients.per_round or num_clients, config.seed)
-    return make_method(config.method, population).staleness

@@ -1,6 +1,5 @@
 """Blocks: which parameters are trained together, and how a block becomes one flat vector and back."""
 
-import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from parablock_ray.algorithms.base import Visit
 from parablock_ray.errors import UserError
 
 # `layers.1.` is not `layers.10.`: the number stands between dots. `h` and `blocks` are GPT-2's and MPT's names.
@@ -41,12 +39,6 @@ class BlockLayout:
         """All parameters of the model, frozen ones included; tied ones counted once."""
         return sum(block.num_params for block in self.blocks) + self.num_frozen_params
 
-    def catch_up_params(self, visit: Visit) -> int:
-        """How many parameters a client downloads before it starts: missed blocks, or the whole model."""
-        if visit.joins_late:
-            return self.num_params
-        return sum(self.blocks[block].num_params for block in visit.catch_up)
-
 
 def make_layout(tensors: Mapping[str, Tensor], num_blocks: int, parameters: str) -> BlockLayout:
     """Group the decoder layers into `num_blocks` runs of consecutive layers, as equal in number as can be.
@@ -60,11 +52,7 @@ def make_layout(tensors: Mapping[str, Tensor], num_blocks: int, parameters: str)
     layers = sorted({number for number in layer_of.values() if number is not None})
     if not layers:
         raise UserError("model.name: found no decoder layers in this model (names like '…layers.0.…')")
-    if num_blocks > len(layers):
-        raise UserError(
-            f"method.num_blocks: {num_blocks} blocks but the model has {len(layers)} layers; "
-            f"allowed: 1 to {len(layers)}"
-        )
+    check_num_blocks(num_blocks, len(layers))
     block_of_layer = {layer: rank * num_blocks // len(layers) for rank, layer in enumerate(layers)}
     members: list[list[str]] = [[] for _ in range(num_blocks)]
     frozen = []
@@ -84,6 +72,14 @@ def make_layout(tensors: Mapping[str, Tensor], num_blocks: int, parameters: str)
     return BlockLayout(blocks, tuple(frozen), sum(tensors[name].numel() for name in frozen))
 
 
+def check_num_blocks(num_blocks: int, num_layers: int) -> None:
+    """A block holds a layer or more. Raises UserError."""
+    if num_blocks > num_layers:
+        raise UserError(
+            f"method.num_blocks: {num_blocks} blocks but the model has {num_layers} layers; allowed: 1 to {num_layers}"
+        )
+
+
 def flatten(tensors: Iterable[Tensor], dtype: torch.dtype) -> Tensor:
     """A new 1-D tensor of `dtype` holding the tensors one after the other."""
     return torch.cat([tensor.detach().reshape(-1).to(dtype) for tensor in tensors])
@@ -97,13 +93,6 @@ def unflatten_into(flat: Tensor, tensors: Iterable[Tensor]) -> None:
             tensor.copy_(flat[offset : offset + tensor.numel()].view_as(tensor))
             offset += tensor.numel()
     assert offset == flat.numel()
-
-
-def chunk_bounds(num_params: int, bytes_per_param: int, chunk_bytes: int) -> list[tuple[int, int]]:
-    """Split a block of `num_params` into ceil(bytes / chunk) chunks of equal size (to one parameter)."""
-    num_chunks = -(-num_params * bytes_per_param // chunk_bytes)
-    edges = [num_params * j // num_chunks for j in range(num_chunks + 1)]
-    return list(itertools.pairwise(edges))
 
 
 def _layer_number(name: str) -> int | None:

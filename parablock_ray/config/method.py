@@ -1,10 +1,10 @@
 """`method:`: one model per method, told apart by `method.name`.
 
 To add a method: a config class here, added to `MethodConfig`, and an entry in
-`parablock_ray.algorithms.block_methods.METHODS`. A test asserts that both know the same names.
+`parablock_ray.algorithms.methods.METHODS`. A test asserts that both know the same names.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
@@ -50,12 +50,9 @@ class ServerAdaptive(Strict):
 ServerOptimizer = Annotated[ServerSGD | ServerMomentum | ServerAdagrad | ServerAdaptive, Field(discriminator="name")]
 
 
-class BlockMethod(Strict):
-    """What every method that trains blocks of the model shares."""
+class FederatedTraining(Strict):
+    """Rounds, and how a client trains in one of them."""
 
-    num_blocks: PositiveInt = 4
-    order: Literal["random", "ascending", "descending"] = "random"
-    parameters: Literal["layers", "all"] = "layers"  # all: embeddings, final norm and head too
     rounds: PositiveInt = 10
     local_steps: PositiveInt = 2
     batch_size: PositiveInt = 4
@@ -66,16 +63,24 @@ class BlockMethod(Strict):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: PositiveFloat | None = None
     prox_mu: Annotated[float, Field(ge=0)] = 0.0  # FedProx: pull towards the start of the visit
-    server_optimizer: ServerOptimizer = ServerSGD()
 
     @model_validator(mode="after")
-    def _warm_up_ends(self) -> "BlockMethod":
+    def _warm_up_ends(self) -> "FederatedTraining":
         if self.warmup_rounds >= self.rounds:
             raise ValueError(f"warmup_rounds ({self.warmup_rounds}) must be less than rounds ({self.rounds})")
         return self
 
 
-class ParaBlock(BlockMethod):
+class BlockTraining(FederatedTraining):
+    """What every method that trains blocks of the model shares."""
+
+    num_blocks: PositiveInt = 4
+    order: Literal["random", "ascending", "descending"] = "random"
+    parameters: Literal["layers", "all"] = "layers"  # all: embeddings, final norm and head too
+    server_optimizer: ServerOptimizer = ServerSGD()
+
+
+class ParaBlock(BlockTraining):
     """ParaBlock (arXiv 2511.19959, our reconstruction): train a block while the last one travels."""
 
     name: Literal["parablock"]
@@ -83,13 +88,15 @@ class ParaBlock(BlockMethod):
     correction: Literal["own", "eager", "stale"] = "own"
 
 
-class FedBCD(BlockMethod):
+class FedBCD(BlockTraining):
     """Federated block coordinate descent: train, exchange, and only then the next block."""
 
     name: Literal["fedbcd"]
+    staleness: ClassVar[int] = 0
+    correction: ClassVar[str] = "own"  # nothing is ever pending
 
 
-class FedAvg(BlockMethod):
+class FedAvg(BlockTraining):
     """FedAvg: the whole model is one block. With staleness 1 it is delayed FedAvg (CoCoD-SGD)."""
 
     name: Literal["fedavg"]
@@ -99,10 +106,13 @@ class FedAvg(BlockMethod):
     correction: Literal["own", "eager", "stale"] = "own"
 
 
-class FedCyBGD(BlockMethod):
+class FedCyBGD(BlockTraining):
     """FedCyBGD (arXiv 2406.11187): one client at a time trains block `client mod num_blocks`."""
 
     name: Literal["fedcybgd"]
+    staleness: ClassVar[int] = 0
+    correction: ClassVar[str] = "own"
 
 
-MethodConfig = Annotated[ParaBlock | FedBCD | FedAvg | FedCyBGD, Field(discriminator="name")]
+BlockMethod = ParaBlock | FedBCD | FedAvg | FedCyBGD
+MethodConfig = Annotated[BlockMethod, Field(discriminator="name")]

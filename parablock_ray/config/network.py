@@ -145,7 +145,7 @@ class NetworkConfig(Strict):
 
     @property
     def chunk_bytes(self) -> int:
-        return int(self.chunk_mb * 1e6)
+        return round(self.chunk_mb * 1e6)
 
     def described(self) -> str:
         """The clients' links in a few words."""

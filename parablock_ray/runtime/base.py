@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from parablock_ray.algorithms.base import MethodTraits, RoundPlan
-from parablock_ray.algorithms.blocks import BlockLayout
-from parablock_ray.algorithms.server import Commit
+from parablock_ray.algorithms.base import Commit, RoundPlan
+from parablock_ray.algorithms.population import Population
 from parablock_ray.config import Config
 from parablock_ray.tracking.events import Committed, Event
 from parablock_ray.training.data import FederatedData
@@ -20,7 +19,7 @@ class RunSetup:
     runtime alone, something that only takes as long as training would."""
 
     config: Config
-    traits: MethodTraits
+    population: Population
     data: FederatedData
     make_engine: EngineMaker
 
@@ -29,7 +28,6 @@ class RunSetup:
 class RuntimeInfo:
     """What the driver learns once everything is up. Client i lives on worker i mod num_workers."""
 
-    layout: BlockLayout
     num_workers: int
 
 

@@ -7,16 +7,19 @@ own, and only the exchange lives on the loop.
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
-import numpy as np
 import ray
 import torch
 from torch import Tensor
 
-from parablock_ray.algorithms.base import RoundPlan, Visit
+from parablock_ray.algorithms.base import RoundPlan, Update, Visit
+from parablock_ray.algorithms.population import Attendance
+from parablock_ray.algorithms.wire import Wire
 from parablock_ray.network.links import Link
 from parablock_ray.runtime.base import RunSetup, worker_of
 from parablock_ray.runtime.exchange import Exchange, Inbox, from_payload
@@ -25,6 +28,15 @@ from parablock_ray.tracking.events import Phase, Span
 from parablock_ray.training.worker import Worker, named
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _Round:
+    """A round as this worker sees it: its own visits, and what they wait for before they may start."""
+
+    plan: RoundPlan
+    visits: Sequence[Visit]
+    readable: Sequence[asyncio.Task[None]]
 
 
 class ClientActor:
@@ -39,15 +51,16 @@ class ClientActor:
         self._index = index
         self._num_workers = num_workers
         self._server = server
-        self._wire_dtype: torch.dtype = getattr(torch, config.network.wire_dtype)
+        self._wire = Wire.of(config.network)
         self._thread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(config.workers.threads,))
         self._setup = setup
         self._plans: asyncio.Queue[RoundPlan] = asyncio.Queue()
-        self._inbox = Inbox(server)
+        self._attendance = Attendance(all_start=not setup.population.is_sampled)
+        self._inbox = Inbox(server, self._wire.dtype, lambda fetch: self._tasks.create_task(fetch))
         self._exchanges: dict[int, Exchange] = {}
-        self._under_way: dict[tuple[int, int], asyncio.Task[None]] = {}  # (round, client) → its exchange
+        self._exchanged: dict[tuple[int, int], asyncio.Event] = {}  # (round, client) → its exchange is over
         self._spans: defaultdict[tuple[int, int], list[Span]] = defaultdict(list)  # (round, client) → what it took
-        self._visited: dict[int, int] = {}  # round → block, of rounds that the resident model has not taken in
+        self._applied: dict[int, int] = {}  # variant → the last round of its that the resident model has taken in
 
     async def load(self) -> None:
         """Load the model; answers once the worker is ready to train at full speed. Before all else.
@@ -56,7 +69,7 @@ class ClientActor:
         """
         setup, device = self._setup, torch.device("cuda" if ray.get_gpu_ids() else "cpu")
         self._worker = await self._run(
-            lambda: Worker(setup.config, setup.traits, setup.data, device, setup.make_engine)
+            lambda: Worker(setup.config, setup.population, setup.data, device, setup.make_engine)
         )
         await self._run(self._worker.warm_up)
 
@@ -75,71 +88,81 @@ class ClientActor:
         """Work until the actor is ended. Raises what went wrong first, in training or in an exchange."""
         try:
             async with asyncio.TaskGroup() as self._tasks:
-                await self._train_rounds()
+                rounds: asyncio.Queue[_Round] = asyncio.Queue()
+                self._tasks.create_task(self._prepare_rounds(rounds))
+                await self._train_rounds(rounds)
         except ExceptionGroup as group:
             raise group.exceptions[0] from None
 
-    async def _train_rounds(self) -> None:
+    async def _prepare_rounds(self, rounds: "asyncio.Queue[_Round]") -> None:
+        """Each round as soon as it is planned: what its clients must download first need not wait for the trainer."""
+        while True:
+            plan = await self._plans.get()
+            self._attendance.note(plan)
+            visits = [visit for visit in plan.visits if worker_of(visit.client, self._num_workers) == self._index]
+            for visit in visits:
+                self._exchanged[plan.round, visit.client] = asyncio.Event()
+            readable = [self._tasks.create_task(self._until_readable(plan, visit)) for visit in visits]
+            rounds.put_nowait(_Round(plan, visits, readable))
+
+    async def _train_rounds(self, rounds: "asyncio.Queue[_Round]") -> None:
         """The compute task: rounds in order, this worker's clients one after the other."""
-        plan = await self._plans.get()
+        current = await rounds.get()
         idle_since_s = time.time()  # not from earlier on: the run's clock starts with its first plan
         while True:
-            self._visited[plan.round] = plan.block
-            visits = [visit for visit in plan.visits if worker_of(visit.client, self._num_workers) == self._index]
+            plan, visits = current.plan, current.visits
             if visits:
-                await self._until_readable(plan, visits)
-                await self._take_in(plan.reads)
+                await asyncio.gather(*current.readable)
+                await self._take_in(plan.reads, {visit.variant for visit in visits})
                 for visit in visits:
                     self._note("wait", plan, visit, idle_since_s, None)
                 for visit in visits:
-                    chunks = await self._train(plan, visit)
-                    exchange = self._tasks.create_task(self._exchange(plan, visit, chunks))
-                    self._under_way[plan.round, visit.client] = exchange
+                    upload = await self._train(plan, visit)
+                    self._tasks.create_task(self._exchange(plan, visit, upload))
                 idle_since_s = time.time()
-            plan = await self._plans.get()
+            current = await rounds.get()
 
-    async def _until_readable(self, plan: RoundPlan, visits: Sequence[Visit]) -> None:
-        """Wait until each of these clients holds x^{(≤ reads)}: by its own download, or by catching up."""
-        clients = {visit.client for visit in visits}
-        readable = {key: task for key, task in self._under_way.items() if key[0] <= plan.reads}
-        await asyncio.gather(*(task for (_, client), task in readable.items() if client in clients))
-        if plan.reads >= 0 and not any((plan.reads, client) in readable for client in clients):
-            await self._server.committed.remote(plan.reads)
-        self._under_way = {key: task for key, task in self._under_way.items() if key[0] > plan.reads or not task.done()}
-        await asyncio.gather(*(self._catch_up(plan, visit) for visit in visits if visit.catch_up))
+    async def _until_readable(self, plan: RoundPlan, visit: Visit) -> None:
+        """Wait until this client holds x^{(≤ reads)}: by its own downloads, or by catching up."""
+        own = [(key, over) for key, over in self._exchanged.items() if key[1] == visit.client and key[0] <= plan.reads]
+        for key, over in own:
+            await over.wait()
+            self._exchanged.pop(key, None)
+        missed = self._attendance.missed(visit.client, plan.round)
+        if missed:
+            await self._server.committed.remote(missed[-1])
+        if missed or self._attendance.joins_late(visit.client, plan.round):
+            num_bytes = await self._server.catch_up_bytes.remote(visit.client, plan.round)
+            span = await self._exchange_of(visit.client).catch_up(plan, num_bytes)
+            self._spans[plan.round, visit.client].append(span)
 
-    async def _catch_up(self, plan: RoundPlan, visit: Visit) -> None:
-        num_bytes = self._worker.layout.catch_up_params(visit) * self._wire_dtype.itemsize
-        self._spans[plan.round, visit.client].append(await self._exchange_of(visit.client).catch_up(plan, num_bytes))
-
-    async def _take_in(self, reads: int) -> None:
-        """Move the resident model to x^{(≤ reads)}: what its clients downloaded, and what none of them took part in."""
-        latest = {block: round for round, block in sorted(self._visited.items()) if round <= reads}
-        payloads = {block: await self._payloads(block, round, reads) for block, round in latest.items()}
-        await self._run(lambda: self._worker.advance(reads, self._joined(payloads)))
+    async def _take_in(self, reads: int, variants: set[int]) -> None:
+        """Move the resident model to x^{(≤ reads)}: by what its clients downloaded, or by what all of them missed."""
+        for variant in sorted(variants):
+            after = self._applied.get(variant, -1)
+            updates = self._inbox.updates(after, reads, variant)
+            if updates is None:
+                updates = [
+                    Update(round, block, from_payload(values, self._wire.dtype))
+                    for round, block, values in await self._server.updates.remote(after, reads, variant)
+                ]
+            await self._run(partial(self._worker.advance, reads, updates))
+            self._applied[variant] = max(after, reads)
         self._inbox.forget(reads)
-        self._visited = {round: block for round, block in self._visited.items() if round > reads}
 
-    async def _payloads(self, block: int, round: int, reads: int) -> list[np.ndarray]:
-        received = self._inbox.take(round, len(self._worker.bounds(block)))
-        return received or [await self._server.value.remote(block, reads)]
-
-    def _joined(self, payloads: Mapping[int, list[np.ndarray]]) -> Iterator[tuple[int, Tensor]]:
-        """(block, flat value), one block at a time: the chunks of one are joined when its turn comes."""
-        for block, chunks in payloads.items():
-            yield block, torch.cat([from_payload(chunk, self._wire_dtype) for chunk in chunks])
-
-    async def _train(self, plan: RoundPlan, visit: Visit) -> list[Tensor]:
-        """One client's visit, in the training thread; its delta in chunks."""
+    async def _train(self, plan: RoundPlan, visit: Visit) -> Tensor:
+        """One client's visit, in the training thread; what it sends."""
         start_s = time.time()
         trained = await self._run(lambda: self._worker.train(plan, visit))
         self._note("compute", plan, visit, start_s, trained.loss)
-        return [trained.delta[start:end] for start, end in self._worker.bounds(plan.block)]
+        return trained.upload
 
-    async def _exchange(self, plan: RoundPlan, visit: Visit, chunks: list[Tensor]) -> None:
+    async def _exchange(self, plan: RoundPlan, visit: Visit, upload: Tensor) -> None:
         """The exchange task of one visit. It ends the visit, so it reports all of it, in one message."""
+        chunks = [upload[start:end] for start, end in self._wire.bounds(upload.numel())]
         with named(plan, visit):
-            exchanged = await self._exchange_of(visit.client).run(plan, chunks)
+            exchanged = await self._exchange_of(visit.client).run(plan, visit.variant, chunks)
+        self._exchanged[plan.round, visit.client].set()
         spans = [*self._spans.pop((plan.round, visit.client)), *exchanged]
         self._tasks.create_task(self._report(spans))  # nobody's next round waits for it
 

@@ -6,15 +6,17 @@ Payloads are flat numpy arrays in the wire dtype, one object per chunk; what arr
 import asyncio
 import time
 import warnings
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import ray
 import torch
 from torch import Tensor
 
-from parablock_ray.algorithms.base import RoundPlan
+from parablock_ray.algorithms.base import RoundPlan, Update
 from parablock_ray.network.links import Line, Link
 from parablock_ray.tracking.events import Phase, Span
 
@@ -32,6 +34,39 @@ def from_payload(payload: np.ndarray, dtype: torch.dtype) -> Tensor:
     return values.view(torch.bfloat16) if dtype == torch.bfloat16 else values
 
 
+T = TypeVar("T")
+
+
+class Stream(Generic[T]):
+    """Items that come one by one, for any number of readers, each from the first item on."""
+
+    def __init__(self) -> None:
+        self.items: list[T] = []
+        self.is_complete = False
+        self._news = asyncio.Event()
+
+    def put(self, item: T, is_last: bool) -> None:
+        """Add an item and wake who waits for it."""
+        self.items.append(item)
+        self.is_complete = is_last
+        news, self._news = self._news, asyncio.Event()
+        news.set()
+
+    async def after(self, num_have: int) -> Sequence[T]:
+        """The items beyond the first `num_have`: waits until there is one, if more are to come."""
+        while len(self.items) <= num_have and not self.is_complete:
+            await self._news.wait()
+        return self.items[num_have:]
+
+    async def each(self) -> AsyncIterator[T]:
+        """All items, each as soon as it is there."""
+        num_read = 0
+        while items := await self.after(num_read):
+            for item in items:
+                yield item
+            num_read += len(items)
+
+
 @dataclass(frozen=True)
 class Arrival:
     """A published chunk and when this worker heard of it (seconds, time.time())."""
@@ -41,36 +76,60 @@ class Arrival:
 
 
 class Inbox:
-    """What the server has published, fetched once per worker however many of its clients wait for it."""
+    """What the server has published, fetched once per worker however many of its clients wait for it.
 
-    def __init__(self, server: ray.actor.ActorHandle) -> None:
+    One call to the server at a time for a round and variant: calls that wait fill up the server's limit.
+    `create_task` starts a fetch, whose failure must not be lost.
+    """
+
+    def __init__(
+        self,
+        server: ray.actor.ActorHandle,
+        wire_dtype: torch.dtype,
+        create_task: Callable[[Coroutine[Any, Any, None]], object],
+    ) -> None:
         self._server = server
-        self._fetches: dict[tuple[int, int], asyncio.Task[Arrival]] = {}
+        self._create_task = create_task
+        self._wire_dtype = wire_dtype
+        self._streams: dict[tuple[int, int], Stream[Arrival]] = {}  # (round, variant) → its chunks
+        self._blocks: dict[int, int] = {}  # round → block
 
-    async def chunk(self, round: int, chunk: int) -> Arrival:
-        """Wait until the server publishes this chunk of the round's block, and fetch it."""
-        fetch = self._fetches.get((round, chunk))
-        if fetch is None:
-            fetch = asyncio.create_task(self._fetch(round, chunk))
-            self._fetches[round, chunk] = fetch
-        return await asyncio.shield(fetch)
+    def expect(self, plan: RoundPlan, variant: int) -> Stream[Arrival]:
+        """The chunks of a round's publication, from now on fetched as they are published."""
+        key = plan.round, variant
+        if key not in self._streams:
+            self._streams[key] = Stream()
+            self._blocks[plan.round] = plan.block
+            self._create_task(self._fetch(*key))
+        return self._streams[key]
 
-    def take(self, round: int, num_chunks: int) -> list[np.ndarray] | None:
-        """All chunks of a round if they are here, else None."""
-        fetches = [self._fetches.get((round, chunk)) for chunk in range(num_chunks)]
-        if not all(fetch is not None and fetch.done() for fetch in fetches):
-            return None
-        return [fetch.result().payload for fetch in fetches if fetch is not None]
+    def updates(self, after: int, up_to: int, variant: int) -> list[Update] | None:
+        """The updates of these rounds if all of them are here, else None."""
+        updates = []
+        for round in range(after + 1, up_to + 1):
+            stream = self._streams.get((round, variant))
+            if stream is None or not stream.is_complete:
+                return None
+            updates.append(Update(round, self._blocks[round], self._joined(stream.items)))
+        return updates
 
     def forget(self, up_to_round: int) -> None:
         """Drop the rounds that the resident model has taken in."""
-        for key in [key for key, fetch in self._fetches.items() if key[0] <= up_to_round and fetch.done()]:
-            del self._fetches[key]
+        for key in [key for key, stream in self._streams.items() if key[0] <= up_to_round and stream.is_complete]:
+            del self._streams[key]
+            self._blocks.pop(key[0], None)
 
-    async def _fetch(self, round: int, chunk: int) -> Arrival:
-        [reference] = await self._server.published.remote(round, chunk)
-        published_s = time.time()
-        return Arrival(await reference, published_s)
+    def _joined(self, arrivals: Sequence[Arrival]) -> Tensor:
+        return torch.cat([from_payload(arrival.payload, self._wire_dtype) for arrival in arrivals])
+
+    async def _fetch(self, round: int, variant: int) -> None:
+        stream = self._streams[round, variant]
+        while not stream.is_complete:
+            references, is_complete = await self._server.published.remote(round, variant, len(stream.items))
+            published_s = time.time()
+            for index, reference in enumerate(references):
+                is_last = is_complete and index == len(references) - 1
+                stream.put(Arrival(await reference, published_s), is_last)
 
 
 class Exchange:
@@ -89,14 +148,13 @@ class Exchange:
         self._downloads = asyncio.Lock()  # in round order
         self._thread = asyncio.Lock() if pipeline == "serial" else nullcontext()
 
-    async def run(self, plan: RoundPlan, chunks: list[Tensor]) -> list[Span]:
-        """Send the delta (in chunks) and receive the round's new value; the spans of both.
+    async def run(self, plan: RoundPlan, variant: int, chunks: list[Tensor]) -> list[Span]:
+        """Send the upload (in chunks) and receive what the round brings; the spans of both.
 
         Side by side: cut-through publishes the first chunks while the last ones are still on their way up.
         """
         async with self._thread:
-            sizes_bytes = [_num_bytes(chunk) for chunk in chunks]
-            return list(await asyncio.gather(self._upload(plan, chunks), self._download(plan, sizes_bytes)))
+            return list(await asyncio.gather(self._upload(plan, chunks), self._download(plan, variant)))
 
     async def catch_up(self, plan: RoundPlan, num_bytes: int) -> Span:
         """What a client downloads before it may start, since it missed rounds.
@@ -110,29 +168,26 @@ class Exchange:
     async def _upload(self, plan: RoundPlan, chunks: list[Tensor]) -> Span:
         ready_s = time.time()
         # All at once, as the recurrence has it: on a half-duplex line no download may come between the chunks.
-        passes = [self._up.take(ready_s, self._link.up_s(_num_bytes(chunk))) for chunk in chunks]
+        passes = [self._up.take(ready_s, self._link.up_s(chunk.nbytes)) for chunk in chunks]
         sends = []
         for index, chunk in enumerate(chunks):
             reference = ray.put(as_payload(chunk))  # before the wait: the copy hides behind the link
             await _until(passes[index][1])
             sends.append(asyncio.create_task(self._deliver(plan.round, index, reference)))
         await asyncio.gather(*sends)
-        return self._span("upload", plan, passes[0][0], sum(map(_num_bytes, chunks)))
+        return self._span("upload", plan, passes[0][0], sum(chunk.nbytes for chunk in chunks))
 
     async def _deliver(self, round: int, chunk: int, reference: ray.ObjectRef) -> None:
         await asyncio.sleep(self._link.latency_s)
         await self._server.receive.remote(round, self._client, chunk, reference)
 
-    async def _download(self, plan: RoundPlan, sizes_bytes: list[int]) -> Span:
-        """The round's new value comes in as many chunks, of the same sizes, as the delta went out in."""
+    async def _download(self, plan: RoundPlan, variant: int) -> Span:
+        """What the round brings, chunk after chunk, each as soon as it is published and the line is free."""
+        arrivals = self._inbox.expect(plan, variant)  # before the lock: it may be published while another comes in
         async with self._downloads:
-            # All asked for at once, so that no chunk waits for another's round trip.
-            arrivals = [asyncio.create_task(self._inbox.chunk(plan.round, index)) for index in range(len(sizes_bytes))]
-            passes = []
-            for num_bytes, arrival in zip(sizes_bytes, arrivals, strict=True):
-                passes.append(await self._receive(num_bytes, (await arrival).published_s))
+            passes = [await self._receive(each.payload.nbytes, each.published_s) async for each in arrivals.each()]
             await _until(passes[-1][1])
-        return self._span("download", plan, passes[0][0], sum(sizes_bytes))
+        return self._span("download", plan, passes[0][0], sum(arrival.payload.nbytes for arrival in arrivals.items))
 
     async def _receive(self, num_bytes: int, sent_s: float) -> tuple[float, float]:
         """Bytes that the server sends come to the client's line; when they begin and end to pass it."""
@@ -142,10 +197,6 @@ class Exchange:
 
     def _span(self, phase: Phase, plan: RoundPlan, start_s: float, num_bytes: int) -> Span:
         return Span(phase, plan.round, plan.block, self._client, self._worker, start_s, time.time(), num_bytes)
-
-
-def _num_bytes(chunk: Tensor) -> int:
-    return chunk.numel() * chunk.itemsize
 
 
 async def _until(time_s: float) -> None:

@@ -1,13 +1,14 @@
 """The reference: everything in one process, one thing after the other. Overlap changes none of its values."""
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from parablock_ray.algorithms.base import RoundPlan, Visit
-from parablock_ray.algorithms.server import Commit
+from parablock_ray.algorithms.base import Commit, RoundPlan, Visit
+from parablock_ray.algorithms.wire import Wire
 from parablock_ray.runtime.base import FinalState, RunSetup, RuntimeInfo, committed_event
 from parablock_ray.runtime.memory import peak_rss_bytes
 from parablock_ray.tracking.events import Event, Phase, Span
@@ -20,19 +21,19 @@ class SerialRuntime:
         self._setup = setup
         self._events: list[Event] = []
         self._started_s: float | None = None
-        self._block_of: list[int] = []
-        self._applied = -1
-        self._wire_bytes = getattr(torch, setup.config.network.wire_dtype).itemsize
+        self._applied: Counter[int] = Counter()  # variant → so many rounds of its publications are taken in
+        self._published_bytes: Counter[tuple[int, int]] = Counter()  # (round, variant) → payload
+        self._wire = Wire.of(setup.config.network)
 
     def start(self) -> RuntimeInfo:
-        config, traits, data = self._setup.config, self._setup.traits, self._setup.data
+        config, population, data = self._setup.config, self._setup.population, self._setup.data
         torch.set_num_threads(config.workers.threads)
         on_gpu = torch.cuda.is_available() and config.workers.gpus_per_worker != 0
         device = torch.device("cuda" if on_gpu else "cpu")
-        self._master = Master(config, traits, data)
-        self._worker = Worker(config, traits, data, device, self._setup.make_engine)
+        self._master = Master(config, population, data)
+        self._worker = Worker(config, population, data, device, self._setup.make_engine)
         self._worker.warm_up()
-        return RuntimeInfo(self._master.layout, num_workers=1)
+        return RuntimeInfo(num_workers=1)
 
     def evaluate(self) -> float:
         return self._master.evaluate()
@@ -40,13 +41,12 @@ class SerialRuntime:
     def submit(self, plan: RoundPlan) -> None:
         if self._started_s is None:
             self._started_s = time.monotonic()
-        self._master.open(plan)
-        self._block_of.append(plan.block)
-        self._advance(plan.reads)
+        self._master.server.open(plan)
+        self._advance(plan)
         for visit in plan.visits:
             self._visit(plan, visit)
-        num_bytes = self._master.layout.blocks[plan.block].num_params * self._wire_bytes
         for visit in plan.visits:
+            num_bytes = self._published_bytes[plan.round, visit.variant]
             self._span("download", plan, visit, self._now_s(), num_bytes, None)
 
     def events(self) -> Sequence[Event]:
@@ -60,25 +60,29 @@ class SerialRuntime:
     def close(self) -> None:
         """Nothing to end: there is one process, the caller's."""
 
-    def _advance(self, reads: int) -> None:
+    def _advance(self, plan: RoundPlan) -> None:
         """The worker's queue of length `staleness`: it takes exactly the aggregates up to `reads`."""
-        changed = sorted({self._block_of[round] for round in range(self._applied + 1, reads + 1)})
-        self._worker.advance(reads, [(block, self._master.value(block, reads)) for block in changed])
-        self._applied = max(self._applied, reads)
+        for variant in sorted({visit.variant for visit in plan.visits}):
+            after = self._applied[variant] - 1
+            self._worker.advance(plan.reads, self._master.server.updates(after, plan.reads, variant))
+            self._applied[variant] = max(after, plan.reads) + 1
 
     def _visit(self, plan: RoundPlan, visit: Visit) -> None:
-        if visit.catch_up:
-            num_bytes = self._master.layout.catch_up_params(visit) * self._wire_bytes
-            self._span("catch_up", plan, visit, self._now_s(), num_bytes, None)
+        num_missed = self._master.server.catch_up_params(visit.client, plan.round)
+        if num_missed:
+            self._span("catch_up", plan, visit, self._now_s(), self._wire.num_bytes(num_missed), None)
         start_s = self._now_s()
         trained = self._worker.train(plan, visit)
         self._span("compute", plan, visit, start_s, 0, trained.loss)
         start_s = self._now_s()
-        for chunk, (start, end) in enumerate(self._master.bounds(plan.block)):
-            for made in self._master.receive(plan.round, visit.client, chunk, trained.delta[start:end]):
+        upload = trained.upload
+        for chunk, (start, end) in enumerate(self._wire.bounds(upload.numel())):
+            for made in self._master.server.receive(plan.round, visit.client, chunk, upload[start:end]):
                 if isinstance(made, Commit):
                     self._events.append(committed_event(made, self._now_s()))
-        self._span("upload", plan, visit, start_s, trained.delta.numel() * self._wire_bytes, None)
+                else:
+                    self._published_bytes[made.round, made.variant] += made.values.nbytes
+        self._span("upload", plan, visit, start_s, upload.nbytes, None)
 
     def _span(
         self, phase: Phase, plan: RoundPlan, visit: Visit, start_s: float, num_bytes: int, loss: float | None

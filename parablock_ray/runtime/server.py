@@ -13,11 +13,11 @@ import numpy as np
 import ray
 import torch
 
-from parablock_ray.algorithms.base import RoundPlan
-from parablock_ray.algorithms.server import Commit, Publication
+from parablock_ray.algorithms.base import Commit, Publication, RoundPlan
+from parablock_ray.algorithms.wire import Wire
 from parablock_ray.errors import UserError
 from parablock_ray.runtime.base import RunSetup, RuntimeInfo, committed_event
-from parablock_ray.runtime.exchange import as_payload, from_payload
+from parablock_ray.runtime.exchange import Stream, as_payload, from_payload
 from parablock_ray.runtime.memory import peak_rss_bytes
 from parablock_ray.tracking.events import Event, Span
 from parablock_ray.training.master import Master
@@ -32,10 +32,10 @@ class ServerActor:
         config = setup.config
         self._run_folder = Path(run_folder)
         self._num_workers = num_workers
-        self._wire_dtype: torch.dtype = getattr(torch, config.network.wire_dtype)
+        self._wire = Wire.of(config.network)
         self._thread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(config.workers.threads,))
         self._setup = setup
-        self._published: dict[tuple[int, int], asyncio.Future[ray.ObjectRef]] = {}
+        self._published: dict[tuple[int, int], Stream[ray.ObjectRef]] = {}  # (round, variant) → its chunks
         self._committed: dict[int, asyncio.Event] = defaultdict(asyncio.Event)
         self._num_downloads_due: dict[int, int] = {}
         self._events: list[Event] = []
@@ -49,31 +49,40 @@ class ServerActor:
                 f"out: the server does not see {self._run_folder}, where it must write the model; choose a folder that "
                 "driver and server share"
             )
-        self._master = await self._run(lambda: Master(setup.config, setup.traits, setup.data))
-        return RuntimeInfo(self._master.layout, self._num_workers)
+        self._master = await self._run(lambda: Master(setup.config, setup.population, setup.data))
+        return RuntimeInfo(self._num_workers)
 
     async def open(self, plan: RoundPlan) -> None:
         """Expect this round's updates; comes before any of them."""
-        self._master.open(plan)
+        self._master.server.open(plan)
         self._num_downloads_due[plan.round] = len(plan.visits)
-        for chunk in range(len(self._master.bounds(plan.block))):
-            self._published[plan.round, chunk] = asyncio.get_running_loop().create_future()
+        for visit in plan.visits:
+            self._published[plan.round, visit.variant] = Stream()
 
     async def receive(self, round: int, client: int, chunk: int, payload: np.ndarray) -> None:
-        """One chunk of one client's delta."""
+        """One chunk of one client's upload."""
         await self._run(partial(self._take, round, client, chunk, payload, asyncio.get_running_loop()))
 
-    async def published(self, round: int, chunk: int) -> list[ray.ObjectRef]:
-        """Wait for a chunk of the round's new value; in a list, so that the reference travels and not the value."""
-        return [await asyncio.shield(self._published[round, chunk])]
+    async def published(self, round: int, variant: int, num_have: int) -> tuple[Sequence[ray.ObjectRef], bool]:
+        """Wait for what a round brings beyond its first `num_have` chunks; whether that is all of it.
+
+        In a list, so that references travel and not values.
+        """
+        stream = self._published[round, variant]
+        return await stream.after(num_have), stream.is_complete
 
     async def committed(self, round: int) -> None:
         """Wait until this round is part of the model."""
         await self._committed[round].wait()
 
-    async def value(self, block: int, as_of: int) -> np.ndarray:
-        """The block's value for a reader of x^{(≤ as_of)} that has missed its publication."""
-        return as_payload(await self._run(lambda: self._master.value(block, as_of)))
+    async def updates(self, after: int, up_to: int, variant: int) -> list[tuple[int, int, np.ndarray]]:
+        """(round, block, payload) of what leads a reader that missed publications to x^{(≤ up_to)}."""
+        updates = await self._run(lambda: self._master.server.updates(after, up_to, variant))
+        return [(update.round, update.block, as_payload(update.values)) for update in updates]
+
+    async def catch_up_bytes(self, client: int, round: int) -> int:
+        """What the client must download before this round, since it missed some."""
+        return self._wire.num_bytes(self._master.server.catch_up_params(client, round))
 
     async def report(self, spans: Sequence[Span]) -> None:
         """What clients tell of themselves; a published value is dropped when its last reader has it."""
@@ -99,10 +108,10 @@ class ServerActor:
 
     def _take(self, round: int, client: int, chunk: int, payload: np.ndarray, loop: asyncio.AbstractEventLoop) -> None:
         """In the thread: fold the chunk, and hand what that makes public to the loop, each as soon as it is made."""
-        for made in self._master.receive(round, client, chunk, from_payload(payload, self._wire_dtype)):
+        for made in self._master.server.receive(round, client, chunk, from_payload(payload, self._wire.dtype)):
             if isinstance(made, Publication):
-                reference = ray.put(as_payload(made.values))
-                loop.call_soon_threadsafe(self._published[made.round, made.chunk].set_result, reference)
+                stream = self._published[made.round, made.variant]
+                loop.call_soon_threadsafe(stream.put, ray.put(as_payload(made.values)), made.is_last)
             else:
                 loop.call_soon_threadsafe(self._commit, made, time.time())
 

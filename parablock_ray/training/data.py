@@ -1,6 +1,6 @@
 """From examples to what the engine takes: templates, tokens, the held-out set, clients, batches."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -160,6 +160,11 @@ def batches(
     chosen = np.resize(examples[order], (num_steps, batch_size))
     for indices in chosen:
         yield store.batch(indices)
+
+
+def move(batch: Mapping[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    """The batch on `device`."""
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
 def prompt_text(example: Example, template: Template, tokenizer: PreTrainedTokenizerBase) -> str:

@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from parablock_ray.training.data import TokenizedExamples
-from parablock_ray.training.loss import answer_nll, move
+from parablock_ray.training.data import TokenizedExamples, move
+from parablock_ray.training.loss import answer_nll
 
 
 def held_out_loss(model: nn.Module, examples: TokenizedExamples, batch_size: int) -> float:

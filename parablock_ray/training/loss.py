@@ -38,8 +38,3 @@ def answer_nll(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, i
         logits[:, :-1].to(wide).flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum"
     )
     return total, int((targets != IGNORED).sum())
-
-
-def move(batch: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """The batch on `device`."""
-    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}

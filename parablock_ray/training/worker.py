@@ -2,30 +2,29 @@
 
 import math
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from parablock_ray.algorithms.base import MethodTraits, RoundPlan, Visit
-from parablock_ray.algorithms.blocks import BlockLayout, chunk_bounds, flatten, make_layout
-from parablock_ray.algorithms.client import Replica, ReplicaSettings
+from parablock_ray.algorithms.base import RoundPlan, Update, Visit
+from parablock_ray.algorithms.methods import make_replica
+from parablock_ray.algorithms.population import Population
+from parablock_ray.algorithms.wire import Wire
 from parablock_ray.config import Config
-from parablock_ray.config.network import NetworkConfig
 from parablock_ray.errors import RunFailed
-from parablock_ray.training.data import FederatedData, batches
+from parablock_ray.training.data import FederatedData, batches, move
 from parablock_ray.training.engine import EngineMaker
-from parablock_ray.training.loss import move
 from parablock_ray.training.model import load_model
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What one visit gave: the delta to send (flat, wire dtype, CPU) and the mean training loss of its steps."""
+    """What one visit gave: what to send (flat, wire dtype, CPU) and the mean training loss of its steps."""
 
-    delta: Tensor
+    upload: Tensor
     loss: float
 
 
@@ -35,7 +34,7 @@ class Worker:
     def __init__(
         self,
         config: Config,
-        traits: MethodTraits,
+        population: Population,
         data: FederatedData,
         device: torch.device,
         make_engine: EngineMaker,
@@ -44,42 +43,29 @@ class Worker:
         self._data = data
         self._device = device
         model = load_model(config.model.name, "float32", config.seed)
-        self.layout = make_layout(dict(model.named_parameters()), config.method.num_blocks, config.method.parameters)
-        dtype = getattr(torch, config.model.dtype)
-        rounded = {} if dtype == torch.float32 else _values_lost_by_cast(model, self.layout, dtype)
-        for parameter in model.parameters():  # not the buffers: rotary frequencies stay in fp32
-            parameter.data = parameter.data.to(dtype)
+        exact = _cast(model, getattr(torch, config.model.dtype))
         model.to(device)  # after the cast: the GPU never holds the wider model
         model.train()
         if config.model.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        parameters = dict(model.named_parameters())
-        settings = ReplicaSettings(traits.correction, traits.staleness, getattr(torch, config.network.wire_dtype))
-        self._replica = Replica(parameters, self.layout, settings)
-        for block, value in rounded.items():
-            self._replica.keep_exact(block, value)
-        self._block_parameters = [[parameters[name] for name in block.names] for block in self.layout.blocks]
+        parameters, wire = dict(model.named_parameters()), Wire.of(config.network)
+        self._replica = make_replica(config.method, population, parameters, exact, wire)
         self._engine = make_engine(model, config)
 
-    def bounds(self, block: int) -> list[tuple[int, int]]:
-        """The chunks in which this block travels, as (start, end) in the flat vector."""
-        return wire_chunks(self.layout, block, self._config.network)
-
-    def advance(self, reads: int, values: Iterable[tuple[int, Tensor]]) -> None:
-        """Move the resident model to x^{(≤ reads)}: `values` are (block, flat wire value) of what changed."""
-        for block, value in values:
-            self._replica.receive(block, value)
+    def advance(self, reads: int, updates: Iterable[Update]) -> None:
+        """Move the resident model to x^{(≤ reads)}: by what has changed since the last call."""
+        for update in updates:
+            self._replica.apply(update)
         self._replica.forget(reads)
 
     def train(self, plan: RoundPlan, visit: Visit) -> Trained:
-        """One client's local steps on the round's block, from z_i. The model holds committed values afterwards.
+        """One client's local steps in a round, from z_i. The model holds committed values afterwards.
 
-        Raises RunFailed, naming client, round and block, where the loss or the delta is not finite.
+        Raises RunFailed, naming client, round and block, where the loss or the upload is not finite.
         """
         method = self._config.method
-        with named(plan, visit):
-            start = self._replica.start(plan, visit)
-            self._engine.begin(self._block_parameters[plan.block], plan.lr)
+        with named(plan, visit), self._undressed_after():
+            self._engine.begin(self._replica.start(plan, visit), plan.lr)
             losses = [
                 self._engine.step(move(batch, self._device))
                 for batch in batches(
@@ -92,39 +78,44 @@ class Worker:
                     method.batch_size,
                 )
             ]
-            delta = self._replica.finish(plan, visit, start, self._engine.end())
+            upload = self._replica.finish(self._engine.end())
             loss = sum(losses) / len(losses)
-            extremes = torch.stack(torch.aminmax(delta))  # NaN if any is; a tenth of the time of isfinite on all
+            extremes = torch.stack(torch.aminmax(upload))  # NaN if any is; a tenth of the time of isfinite on all
             if not math.isfinite(loss) or not extremes.isfinite().all():
                 raise RunFailed(
                     f"training is not finite (loss {loss}); a smaller method.lr or method.max_grad_norm may help"
                 )
-        return Trained(delta, loss)
+        return Trained(upload, loss)
 
     def warm_up(self) -> None:
         """One forward and backward pass that changes nothing, so that first-use costs fall before the clock starts."""
         store = self._data.train
         batch = move(store.batch(range(min(len(store), self._config.method.batch_size))), self._device)
-        self._engine.begin(self._block_parameters[0], 0.0)
-        self._engine.step(batch)
-        self._engine.end()
+        first = RoundPlan(round=0, block=0, reads=-1, visits=(), lr=0.0)
+        with self._undressed_after():
+            self._engine.begin(self._replica.start(first, Visit(client=0, num_examples=1, share=1.0)), first.lr)
+            self._engine.step(batch)
+            self._engine.end()
+
+    @contextmanager
+    def _undressed_after(self) -> Iterator[None]:
+        """However a visit ends, the model holds committed values when the next one starts."""
+        try:
+            yield
+        finally:
+            self._replica.undress()
 
 
-def _values_lost_by_cast(model: torch.nn.Module, layout: BlockLayout, dtype: torch.dtype) -> dict[int, Tensor]:
-    """The fp32 values of the blocks that `dtype` cannot hold (none, where the weights were saved in it)."""
-    parameters = dict(model.named_parameters())
+def _cast(model: torch.nn.Module, dtype: torch.dtype) -> Mapping[str, Tensor]:
+    """Cast the parameters (not the buffers: rotary frequencies stay in fp32). Returns by name the fp32 values that
+    `dtype` cannot hold: none, where the weights were saved in it."""
     lost = {}
-    for block in layout.blocks:
-        value = flatten((parameters[name] for name in block.names), torch.float32)
-        if not torch.equal(value.to(dtype).to(torch.float32), value):
-            lost[block.index] = value
+    for name, parameter in model.named_parameters():
+        value = parameter.data
+        parameter.data = value.to(dtype)
+        if not torch.equal(parameter.data.to(value.dtype), value):
+            lost[name] = value
     return lost
-
-
-def wire_chunks(layout: BlockLayout, block: int, network: NetworkConfig) -> list[tuple[int, int]]:
-    """How a block is cut for the wire: the same on client and server."""
-    wire_dtype: torch.dtype = getattr(torch, network.wire_dtype)
-    return chunk_bounds(layout.blocks[block].num_params, wire_dtype.itemsize, network.chunk_bytes)
 
 
 @contextmanager

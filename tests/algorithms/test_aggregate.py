@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from parablock_ray.algorithms.aggregate import RoundSum, new_server_state, server_step
 from parablock_ray.algorithms.base import RoundPlan, Visit
-from parablock_ray.algorithms.blocks import chunk_bounds
+from parablock_ray.algorithms.wire import Wire
 from parablock_ray.config.method import ServerAdagrad, ServerAdaptive, ServerMomentum, ServerSGD
 
 
 def plan_of(num_examples: list[int]) -> RoundPlan:
-    visits = tuple(Visit(client, n, n / sum(num_examples), (), False) for client, n in enumerate(num_examples))
+    visits = tuple(Visit(client, n, n / sum(num_examples)) for client, n in enumerate(num_examples))
     return RoundPlan(0, 0, -1, visits, 0.1)
 
 
@@ -24,7 +24,7 @@ def plan_of(num_examples: list[int]) -> RoundPlan:
 @given(st.lists(st.integers(1, 1000), min_size=1, max_size=6), st.integers(4, 400), st.booleans(), st.randoms())
 def test_the_mean_is_folded_in_plan_order_whatever_arrives_first(num_examples, chunk_bytes, by_chunk, shuffle):
     deltas = torch.randn(len(num_examples), 67).to(torch.bfloat16)
-    bounds = chunk_bounds(67, 2, chunk_bytes)
+    bounds = Wire(torch.bfloat16, chunk_bytes).bounds(67)
     total = RoundSum(plan_of(num_examples), bounds, torch.float32, by_chunk)
     messages = [(client, chunk) for client in range(len(num_examples)) for chunk in range(len(bounds))]
     shuffle.shuffle(messages)

@@ -1,8 +1,10 @@
-"""Planning: which block, who, who must catch up, at what learning rate."""
+"""Planning: which block, who, at what learning rate."""
 
 import pytest
 
-from parablock_ray.algorithms.block_methods import METHODS, Population, learning_rate, make_method
+from parablock_ray.algorithms.learning_rate import learning_rate
+from parablock_ray.algorithms.methods import METHODS, make_method
+from parablock_ray.algorithms.population import Population
 from parablock_ray.config.method import FedBCD, FedCyBGD, ParaBlock
 from parablock_ray.errors import UserError
 from tests.config.names import method_names
@@ -52,35 +54,6 @@ def test_reads_are_exactly_staleness_rounds_older_than_fedbcds(staleness):
     assert [method.plan(t).reads for t in range(5)] == [t - 1 - staleness for t in range(5)]
 
 
-@pytest.mark.parametrize("staleness", [0, 1, 2])
-def test_nobody_catches_up_where_all_take_part(staleness):
-    method = make_method(parablock(staleness=staleness), EVERYONE)
-    visits = [visit for t in range(40) for visit in method.plan(t).visits]
-    assert not any(visit.catch_up or visit.joins_late for visit in visits)
-
-
-@pytest.mark.parametrize("num_blocks", [1, 3])
-@pytest.mark.parametrize("staleness", [0, 1, 2])
-def test_catching_up_leaves_every_client_with_just_what_it_may_read(staleness, num_blocks):
-    """Follow each client's copy: downloads that may be read and catch-ups are x^{(≤ reads)}, and nothing twice."""
-    method = make_method(parablock(staleness=staleness, num_blocks=num_blocks), SAMPLED)
-    plans = [method.plan(t) for t in range(40)]
-    copies: dict[int, dict[int, int]] = {}
-    downloads: dict[int, list] = {}
-    for plan in plans:
-        readable = {earlier.block: earlier.round for earlier in plans[: max(plan.reads, -1) + 1]}
-        for visit in plan.visits:
-            first_time = visit.client not in copies
-            assert visit.joins_late == (first_time and plan.round > 0)
-            copy = copies.setdefault(visit.client, {})
-            own = downloads.setdefault(visit.client, [])
-            copy.update({each.block: each.round for each in own if copy.get(each.block, -1) < each.round <= plan.reads})
-            missing = {block for block, round in readable.items() if copy.get(block, -1) < round}
-            assert set(visit.catch_up) == (set(range(num_blocks)) if visit.joins_late else missing)
-            copy.update({block: readable[block] for block in missing})
-            own.append(plan)
-
-
 def test_all_of_a_large_population_are_drawn_in_time():
     method = make_method(parablock(rounds=200), SAMPLED)
     drawn = [visit.client for t in range(200) for visit in method.plan(t).visits]
@@ -111,11 +84,3 @@ def test_fedcybgd_needs_a_client_for_every_block():
 def test_fedcybgd_takes_no_cohort():
     with pytest.raises(UserError, match=r"clients.per_round: .* leave it out"):
         make_method(FedCyBGD(name="fedcybgd", num_blocks=2), SAMPLED)
-
-
-def test_fedcybgd_clients_start_with_the_base_model_and_fetch_what_others_changed():
-    method = make_method(FedCyBGD(name="fedcybgd", num_blocks=2, order="ascending", rounds=8), EVERYONE)
-    plans = [method.plan(t) for t in range(8)]
-    assert [plan.visits[0].client for plan in plans] == [0, 1, 2, 3, 0, 1, 2, 3]
-    assert [plan.block for plan in plans] == [0, 1, 0, 1, 0, 1, 0, 1]
-    assert [plan.visits[0].catch_up for plan in plans] == [(), (0,), (0, 1), (0, 1), (0, 1), (0, 1), (0, 1), (0, 1)]

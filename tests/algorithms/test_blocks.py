@@ -1,14 +1,11 @@
 """Blocks: every parameter in exactly one, or named as frozen."""
 
-import itertools
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parablock_ray.algorithms.base import Visit
-from parablock_ray.algorithms.blocks import chunk_bounds, flatten, make_layout, unflatten_into
+from parablock_ray.algorithms.blocks import flatten, make_layout, unflatten_into
 from parablock_ray.errors import UserError
 
 
@@ -72,22 +69,3 @@ def test_flatten_and_back():
     assert flat.shape == (11,)
     unflatten_into(flat, copies)
     assert all(torch.equal(copy, tensor) for copy, tensor in zip(copies, tensors, strict=True))
-
-
-@given(st.integers(1, 10_000), st.sampled_from([2, 4]), st.integers(4, 50_000))
-def test_chunks_cover_a_block_in_equal_parts(num_params, itemsize, chunk_bytes):
-    bounds = chunk_bounds(num_params, itemsize, chunk_bytes)
-    assert bounds[0][0] == 0
-    assert bounds[-1][1] == num_params
-    assert all(end == start for (_, end), (start, _) in itertools.pairwise(bounds))
-    assert len(bounds) == -(-num_params * itemsize // chunk_bytes)
-    sizes = [end - start for start, end in bounds]
-    assert max(sizes) - min(sizes) <= 1
-
-
-def test_catch_up_counts_missed_blocks_or_the_whole_model():
-    layout = make_layout(llama(4), 2, "layers")
-    per_block = 2 * (16 + 4)
-    assert layout.catch_up_params(Visit(0, 1, 1.0, (), False)) == 0
-    assert layout.catch_up_params(Visit(0, 1, 1.0, (1,), False)) == per_block
-    assert layout.catch_up_params(Visit(0, 1, 1.0, (0, 1), True)) == layout.num_params

@@ -11,12 +11,11 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from parablock_ray.algorithms.base import Method, RoundPlan, Visit
-from parablock_ray.algorithms.block_methods import Population, make_method
-from parablock_ray.algorithms.blocks import flatten, make_layout
-from parablock_ray.algorithms.client import Replica, ReplicaSettings
+from parablock_ray.algorithms.base import Commit, Replica, RoundPlan, Visit
+from parablock_ray.algorithms.methods import make_method, make_replica, make_server
+from parablock_ray.algorithms.population import Population
 from parablock_ray.algorithms.rng import generator
-from parablock_ray.algorithms.server import BlockServer, Commit, ServerSettings
+from parablock_ray.algorithms.wire import Wire
 from parablock_ray.config.method import MethodConfig
 
 NUM_LAYERS, LAYER_SHAPE = 6, (3, 2)
@@ -58,19 +57,15 @@ class History:
 
 def run_toy(toy: Toy) -> History:
     """Run all rounds, the drain included, one client after the other."""
-    method = _method(toy)
-    master = _parameters(toy, toy.master_dtype)
-    layout = make_layout(master, toy.method.num_blocks, toy.method.parameters)
-    settings = ServerSettings(
-        toy.method.server_optimizer, method.staleness, toy.wire_dtype, toy.chunk_bytes, toy.cut_through
-    )
-    server = BlockServer(master, layout, settings)
+    population = Population(toy.num_examples, toy.per_round or len(toy.num_examples), toy.seed)
+    method = make_method(toy.method, population)
+    master, wire = _parameters(toy, toy.master_dtype), Wire(toy.wire_dtype, toy.chunk_bytes)
+    server = make_server(toy.method, population, master, wire, toy.cut_through)
     lives = [_parameters(toy, toy.model_dtype) for _ in range(toy.num_workers)]
-    replica_settings = ReplicaSettings(method.correction, method.staleness, toy.wire_dtype)
-    replicas = [Replica(live, layout, replica_settings) for live in lives]
-    for live, replica in zip(lives, replicas, strict=True):
-        _keep_what_the_cast_loses(replica, live, master, layout.blocks)
-    history = History(versions=[_all(master)], block_slices=_slices(layout.blocks))
+    exact = {name: tensor.float() for name, tensor in master.items()} if toy.model_dtype == torch.bfloat16 else {}
+    replicas = [make_replica(toy.method, population, live, exact, wire) for live in lives]
+    blocks = server.layout.blocks
+    history = History(versions=[_all(master)], block_slices=_slices(blocks))
     applied = [-1] * toy.num_workers
     for round in range(method.num_rounds):
         plan = method.plan(round)
@@ -80,19 +75,18 @@ def run_toy(toy: Toy) -> History:
         for visit in plan.visits:
             worker = visit.client % toy.num_workers
             live, replica = lives[worker], replicas[worker]
-            changed = sorted({history.plans[t].block for t in range(applied[worker] + 1, plan.reads + 1)})
-            for block in changed:
-                replica.receive(block, server.value(block, plan.reads))
+            for update in server.updates(applied[worker], plan.reads, visit.variant):
+                replica.apply(update)
             replica.forget(plan.reads)
             applied[worker] = max(applied[worker], plan.reads)
-            delta = _visit(toy, replica, live, layout.blocks[plan.block].names, plan, visit, history)
-            messages += [(visit.client, chunk) for chunk in range(len(server.bounds(plan.block)))]
+            delta = _visit(toy, replica, live, blocks[plan.block].names, plan, visit, history)
+            bounds = wire.bounds(len(delta))
+            messages += [(visit.client, chunk) for chunk in range(len(bounds))]
             history.deltas[round, visit.client] = delta
         for client, chunk in toy.arrival(messages):
-            start, end = server.bounds(plan.block)[chunk]
+            start, end = bounds[chunk]
             made = server.receive(round, client, chunk, history.deltas[round, client][start:end])
-            if any(isinstance(each, Commit) for each in made):
-                history.versions.append(_all(master))
+            history.versions += [_all(master) for each in made if isinstance(each, Commit)]
     return history
 
 
@@ -113,10 +107,10 @@ def _visit(
     history: History,
 ) -> Tensor:
     before = _all(live)
-    start = replica.start(plan, visit)
+    replica.start(plan, visit)
     history.starts[plan.round, visit.client] = _all(live)
     trained = _train(toy, visit.client, live, names, plan)
-    delta = replica.finish(plan, visit, start, trained)
+    delta = replica.finish(trained)
     assert torch.equal(_all(live), before), "a visit must leave the resident model as it was"
     return delta
 
@@ -157,24 +151,12 @@ def _loss(toy: Toy, client: int, x: Tensor) -> Tensor:
     return 0.5 * (x - c) @ a @ (x - c)
 
 
-def _method(toy: Toy) -> Method:
-    per_round = toy.per_round or len(toy.num_examples)
-    return make_method(toy.method, Population(toy.num_examples, per_round, toy.seed))
-
-
 def _parameters(toy: Toy, dtype: torch.dtype) -> dict[str, Tensor]:
     random = generator(toy.seed, "toy-start")
     return {
         f"model.layers.{layer}.weight": torch.randn(LAYER_SHAPE, generator=random, dtype=torch.float64).to(dtype)
         for layer in range(NUM_LAYERS)
     }
-
-
-def _keep_what_the_cast_loses(replica: Replica, live: dict, master: dict, blocks: Sequence) -> None:
-    for block in blocks:
-        exact = flatten((master[name] for name in block.names), torch.float32)
-        if live[block.names[0]].dtype == torch.bfloat16:
-            replica.keep_exact(block.index, exact)
 
 
 def _slices(blocks: Sequence) -> list[slice]:

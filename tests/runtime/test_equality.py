@@ -50,10 +50,10 @@ class JitteryServer(ServerActor):
         await asyncio.sleep(random.random() * 0.3)
         await super().receive(round, client, chunk, payload)
 
-    async def published(self, round, chunk):
-        references = await super().published(round, chunk)
+    async def published(self, round, variant, num_have):
+        published = await super().published(round, variant, num_have)
         await asyncio.sleep(random.random() * 0.3)
-        return references
+        return published
 
 
 def test_four_actors_random_delays_and_arrival_orders_change_no_bit(cluster, tmp_path, serial, monkeypatch):

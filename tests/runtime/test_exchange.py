@@ -1,6 +1,7 @@
-"""One client's line without Ray: what passes when, full duplex and half."""
+"""One client's line without Ray: what passes when, full duplex and half; and a worker's inbox."""
 
 import asyncio
+import dataclasses
 import time
 from types import SimpleNamespace
 
@@ -11,7 +12,8 @@ import torch
 from parablock_ray.algorithms.base import RoundPlan
 from parablock_ray.network.links import Link
 from parablock_ray.runtime import exchange as exchange_module
-from parablock_ray.runtime.exchange import Arrival, Exchange
+from parablock_ray.runtime.exchange import Arrival, Exchange, Stream
+from parablock_ray.runtime.exchange import Inbox as RealInbox
 from parablock_ray.tracking.events import Span
 
 PLAN = RoundPlan(round=1, block=0, reads=-1, visits=(), lr=0.0)
@@ -34,10 +36,15 @@ class Inbox:
 
     def __init__(self) -> None:
         self._published_s = time.time() + 0.05
+        self.stream: Stream[Arrival] = Stream()
 
-    async def chunk(self, round: int, chunk: int) -> Arrival:
-        await asyncio.sleep(max(0.0, self._published_s - time.time()))
-        return Arrival(np.zeros(2500), self._published_s)
+    def expect(self, plan: RoundPlan, variant: int) -> Stream[Arrival]:
+        asyncio.get_running_loop().call_later(0.05, self._publish)
+        return self.stream
+
+    def _publish(self) -> None:
+        for chunk in CHUNKS:
+            self.stream.put(Arrival(chunk.numpy(), self._published_s), is_last=chunk is CHUNKS[-1])
 
 
 async def upload_and_download(duplex: str, server: Server) -> tuple[Span, Span]:
@@ -45,7 +52,7 @@ async def upload_and_download(duplex: str, server: Server) -> tuple[Span, Span]:
     link = Link(0.8, 0.8, latency_s=0.0, half_duplex=duplex == "half")
     exchange = Exchange(0, 0, link, "duplex", server, Inbox())
     upload = asyncio.create_task(exchange._upload(PLAN, CHUNKS))
-    download = await exchange._download(PLAN, [10_000, 10_000])
+    download = await exchange._download(PLAN, variant=0)
     return await upload, download
 
 
@@ -61,3 +68,67 @@ def test_a_half_duplex_line_carries_one_transfer_at_a_time(monkeypatch: pytest.M
     else:  # it waits for all of the upload, which was ready first, not for one chunk
         assert download.start_s == pytest.approx(upload_ends_s, abs=1e-6)
     assert (upload.num_bytes, download.num_bytes) == (20_000, 20_000)
+
+
+class PublishedAtOnce:
+    """Whatever is asked for is published at that moment."""
+
+    def expect(self, plan: RoundPlan, variant: int) -> Stream[Arrival]:
+        stream: Stream[Arrival] = Stream()
+        for chunk in CHUNKS:
+            stream.put(Arrival(chunk.numpy(), time.time()), is_last=chunk is CHUNKS[-1])
+        return stream
+
+
+def test_a_second_download_follows_the_first_without_a_latency_between_them() -> None:
+    async def two_downloads() -> tuple[Span, Span]:
+        link = Link(0.8, 0.8, latency_s=0.1, half_duplex=False)
+        exchange = Exchange(0, 0, link, "duplex", Server(), PublishedAtOnce())
+        plans = [PLAN, dataclasses.replace(PLAN, round=2)]
+        return tuple(await asyncio.gather(*(exchange._download(plan, variant=0) for plan in plans)))
+
+    first, second = asyncio.run(two_downloads())
+    assert second.start_s == pytest.approx(first.start_s + 2 * 0.1, abs=1e-6)
+
+
+class Publisher:
+    """Publishes three chunks, one at every call, and counts the calls."""
+
+    def __init__(self) -> None:
+        self.num_calls = 0
+        self.published = SimpleNamespace(remote=self._published)
+
+    async def _published(self, round: int, variant: int, num_have: int) -> tuple[list, bool]:
+        self.num_calls += 1
+        await asyncio.sleep(0.01)
+        return [self._chunk(round, num_have)], num_have == 2
+
+    async def _chunk(self, round: int, chunk: int) -> np.ndarray:
+        return np.full(2, 10.0 * round + chunk, np.float32)
+
+
+def test_a_worker_fetches_a_publication_once_for_all_its_clients() -> None:
+    async def main() -> None:
+        publisher = Publisher()
+        inbox = RealInbox(publisher, torch.float32, asyncio.create_task)
+        stream = inbox.expect(PLAN, variant=0)
+        assert inbox.expect(PLAN, variant=0) is stream
+        assert inbox.updates(after=0, up_to=1, variant=0) is None
+        readers = [asyncio.create_task(_read(stream)) for _ in range(2)]
+        late = [await reader for reader in readers] and await _read(stream)
+        assert [each.payload[0] for each in late] == [10, 11, 12]
+        assert [reader.result() == late for reader in readers] == [True, True]
+        assert publisher.num_calls == 3
+        [update] = inbox.updates(after=0, up_to=1, variant=0)
+        assert (update.round, update.block) == (1, 0)
+        assert update.values.tolist() == [10, 10, 11, 11, 12, 12]
+        assert inbox.updates(after=1, up_to=1, variant=0) == []
+        assert inbox.updates(after=-1, up_to=1, variant=0) is None
+        inbox.forget(1)
+        assert inbox.updates(after=0, up_to=1, variant=0) is None
+
+    asyncio.run(main())
+
+
+async def _read(stream: Stream[Arrival]) -> list[Arrival]:
+    return [arrival async for arrival in stream.each()]

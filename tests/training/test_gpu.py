@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 
+from parablock_ray.training.data import move
 from parablock_ray.training.engine import DeepSpeedEngine, TorchEngine
-from parablock_ray.training.loss import move
 from parablock_ray.training.model import load_model
 from tests.runtime.federation import run_tiny
 from tests.training.test_engine import ADAMW, block_of, random_batch, same_bits

@@ -1,4 +1,4 @@
-"""The client's half of a round: what it starts from, and what it sends (docs/methods.md).
+"""The client's half of the block methods: what it starts from, and what it sends (docs/methods.md).
 
     start   z_i = cast( wire(x^{(≤ t−1−s)}) + Σ_{pending τ} a_i · Δ_{i,τ} )
     send    Δ_{i,t} = round_to_wire( LocalOpt(z_i)[b_t] − z_i[b_t] )
@@ -12,9 +12,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
-from parablock_ray.algorithms.base import RoundPlan, Visit
-from parablock_ray.algorithms.blocks import BlockLayout, flatten, unflatten_into
+from parablock_ray.algorithms.base import RoundPlan, Update, Visit
+from parablock_ray.algorithms.blocks import flatten, make_layout, unflatten_into
+from parablock_ray.algorithms.population import Population
+from parablock_ray.algorithms.wire import Wire
+from parablock_ray.config.method import BlockMethod
 
 
 def correction_factor(correction: str, visit: Visit) -> float:
@@ -44,47 +48,59 @@ def start_value(committed: Tensor, pending: Sequence[Tensor], factor: float) -> 
 
 
 @dataclass(frozen=True)
-class ReplicaSettings:
-    correction: str
-    staleness: int
-    wire_dtype: torch.dtype
-
-
-@dataclass(frozen=True)
 class _Pending:
     round: int
     block: int
     delta: Tensor  # flat, wire dtype
 
 
-class Replica:
+@dataclass(frozen=True)
+class _UnderWay:
+    plan: RoundPlan
+    visit: Visit
+    start: Tensor  # z_i[b_t], flat, after the cast, widened to fp32; read only
+    dressed: tuple[int, ...]  # blocks that may not hold their committed values
+
+
+class BlockReplica:
     """The model as one worker holds it: committed values, dressed for one of its clients at a time.
 
     `parameters` are the live parameters of the model (any float dtype) and are written in place. Between visits
-    they hold wire(x^{(≤ reads)}), cast to the model's dtype.
+    they hold wire(x^{(≤ reads)}), cast to the model's dtype. `exact`: the initial values, fp32, of those that the
+    model's dtype rounds (bf16 model, fp32 weights).
     """
 
-    def __init__(self, parameters: Mapping[str, Tensor], layout: BlockLayout, settings: ReplicaSettings) -> None:
-        self._settings = settings
+    def __init__(
+        self,
+        config: BlockMethod,
+        population: Population,
+        parameters: Mapping[str, Parameter],
+        exact: Mapping[str, Tensor],
+        wire: Wire,
+    ) -> None:
+        layout = make_layout(parameters, config.num_blocks, config.parameters)
+        self._correction, self._staleness, self._wire = config.correction, config.staleness, wire
         self._tensors = [[parameters[name] for name in block.names] for block in layout.blocks]
         self._dtype = torch.promote_types(self._tensors[0][0].dtype, torch.float32)
-        self._exact: dict[int, Tensor] = {}  # committed values that the live parameters cannot hold, or do not now
-        self._dressed: list[int] = []
+        # Committed values that the live parameters cannot hold, or do not now.
+        self._exact: dict[int, Tensor] = {
+            block.index: flatten((exact.get(name, parameters[name]) for name in block.names), self._dtype)
+            for block in layout.blocks
+            if any(name in exact for name in block.names)
+        }
         self._pending: dict[int, list[_Pending]] = {}
+        self._under_way: _UnderWay | None = None
 
-    def receive(self, block: int, value: Tensor) -> None:
-        """A committed value (flat, wire dtype) takes the place of the block's old one."""
-        assert not self._dressed, "a value may not arrive in the middle of a visit"
+    def apply(self, update: Update) -> None:
+        """A committed value takes the place of the block's old one."""
+        assert self._under_way is None, "a value may not arrive in the middle of a visit"
+        block, value = update.block, update.values
         model_dtype = self._tensors[block][0].dtype
         if torch.promote_types(value.dtype, model_dtype) == model_dtype:
             self._exact.pop(block, None)
         else:
             self._exact[block] = value.to(self._dtype, copy=True)
         unflatten_into(value, self._tensors[block])
-
-    def keep_exact(self, block: int, value: Tensor) -> None:
-        """Remember a block's initial value where the model's dtype rounds it (bf16 model, fp32 weights)."""
-        self._exact[block] = value
 
     def forget(self, reads: int) -> None:
         """Drop what is no longer pending once the aggregates up to round `reads` are in."""
@@ -95,43 +111,47 @@ class Replica:
             else:
                 del self._pending[client]
 
-    def start(self, plan: RoundPlan, visit: Visit) -> Tensor:
-        """Dress the model as z_i; return z_i[b_t], flat, after the cast, widened to fp32: to be read, not written."""
-        assert not self._dressed
-        factor = correction_factor(self._settings.correction, visit)
+    def start(self, plan: RoundPlan, visit: Visit) -> Sequence[Parameter]:
+        """Dress the model as z_i; the parameters of b_t."""
+        assert self._under_way is None
+        factor = correction_factor(self._correction, visit)
         pending = [each for each in self._pending.get(visit.client, []) if each.round > plan.reads]
-        for block in sorted({plan.block, *(each.block for each in pending)}):
-            committed = self._committed(block)
+        dressed = tuple(sorted({plan.block, *(each.block for each in pending)}))
+        for block in dressed:
+            committed = self._exact[block] = self._committed(block)
             deltas = [each.delta for each in pending if each.block == block]
-            self._exact[block] = committed
-            self._dressed.append(block)
             if deltas and factor != 0:
                 unflatten_into(start_value(committed, deltas, factor), self._tensors[block])
         as_committed = all(each.block != plan.block for each in pending)
         if as_committed and self._tensors[plan.block][0].dtype == self._dtype:
-            return self._exact[plan.block]  # of whole blocks no copy is made without need
-        return flatten(self._tensors[plan.block], self._dtype)
+            start = self._exact[plan.block]  # of whole blocks no copy is made without need
+        else:
+            start = flatten(self._tensors[plan.block], self._dtype)
+        self._under_way = _UnderWay(plan, visit, start, dressed)
+        return self._tensors[plan.block]
 
-    def finish(self, plan: RoundPlan, visit: Visit, start: Tensor, trained: Tensor) -> Tensor:
+    def finish(self, trained: Tensor) -> Tensor:
         """The delta to send (flat, wire dtype, on the CPU); the model holds the committed values again.
 
-        `start` is what `start()` returned and `trained` the block after local training, both flat in fp32; `trained`
-        is used up. The delta is rounded to the wire dtype once, here: what is sent is also what stays pending.
+        `trained`: the block after local training, flat, fp32; it is used up. The delta is rounded to the wire dtype
+        once, here: what is sent is also what stays pending.
         """
-        delta = trained.sub_(start).to(self._settings.wire_dtype).cpu()
-        if self._settings.staleness > 0:
+        assert self._under_way is not None, "start() comes first"
+        plan, visit = self._under_way.plan, self._under_way.visit
+        delta = trained.sub_(self._under_way.start).to(self._wire.dtype).cpu()
+        if self._staleness > 0:
             self._pending.setdefault(visit.client, []).append(_Pending(plan.round, plan.block, delta))
         self.undress()
         return delta
 
     def undress(self) -> None:
         """Restore the committed values of the blocks that the visit touched: from the copy, never by subtraction."""
-        for block in self._dressed:
+        for block in self._under_way.dressed if self._under_way else ():
             committed = self._exact[block]
             unflatten_into(committed, self._tensors[block])
             if self._holds(block, committed):
                 del self._exact[block]
-        self._dressed.clear()
+        self._under_way = None
 
     def _committed(self, block: int) -> Tensor:
         exact = self._exact.get(block)

@@ -1,0 +1,141 @@
+"""The server's half of the block methods: x[b_t] += G_t, and which version of a block a reader gets (docs/methods.md).
+
+Source: ParaBlock, arXiv 2511.19959; the rule written out here is our reconstruction.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+
+from torch import Tensor
+
+from parablock_ray.algorithms.aggregate import RoundSum, new_server_state, server_step
+from parablock_ray.algorithms.base import Commit, Publication, RoundPlan, Update
+from parablock_ray.algorithms.blocks import flatten, make_layout, unflatten_into
+from parablock_ray.algorithms.population import Attendance, Population
+from parablock_ray.algorithms.wire import Wire
+from parablock_ray.config.method import BlockMethod
+
+
+class _OpenRound:
+    """A round on its way: its sum, and the second buffer into which the server steps chunk by chunk."""
+
+    def __init__(self, plan: RoundPlan, total: RoundSum) -> None:
+        self.plan = plan
+        self.total = total
+        self.new_value: Tensor | None = None
+        self.num_stepped = 0
+        self.squared_norm = 0.0
+
+    @property
+    def num_chunks(self) -> int:
+        return len(self.total.bounds)
+
+
+class BlockServer:
+    """The master model and the rounds on their way into it.
+
+    `parameters` (name → tensor, fp32 or wider) are the master itself: they are updated in place at each commit.
+    Rounds commit in order; updates may arrive in any order, for any open round. With `cut_through` a chunk is
+    published as soon as every client's part of it is in, otherwise when all of every client's chunks are.
+    """
+
+    def __init__(
+        self,
+        config: BlockMethod,
+        population: Population,
+        parameters: Mapping[str, Tensor],
+        wire: Wire,
+        cut_through: bool,
+    ) -> None:
+        self.num_committed = 0
+        self.layout = make_layout(parameters, config.num_blocks, config.parameters)
+        self._staleness = config.staleness
+        self._optimizer = config.server_optimizer
+        self._wire = wire
+        self._cut_through = cut_through
+        self._tensors = [[parameters[name] for name in block.names] for block in self.layout.blocks]
+        self._dtype = self._tensors[0][0].dtype
+        self._optimizer_state: dict[int, dict[str, Tensor]] = {}
+        self._blocks: list[int] = []  # by round
+        self._open: dict[int, _OpenRound] = {}
+        self._previous: deque[tuple[int, int, Tensor]] = deque(maxlen=config.staleness)  # (round, block, old value)
+        self._attendance = Attendance(all_start=not population.is_sampled)
+
+    def open(self, plan: RoundPlan) -> None:
+        """Expect the updates of this round. Must come before the first of them."""
+        total = RoundSum(plan, self._bounds(plan.block), self._dtype, by_chunk=self._cut_through)
+        self._open[plan.round] = _OpenRound(plan, total)
+        self._blocks.append(plan.block)
+        self._attendance.note(plan)
+
+    def receive(self, round: int, client: int, chunk: int, values: Tensor) -> Iterator[Publication | Commit]:
+        """Take one chunk of one client's delta (wire dtype); what this makes public, in order.
+
+        To be iterated to its end: a chunk is stepped when it is asked for, so that it can go out before the next.
+        """
+        self._open[round].total.add(client, chunk, values)
+        return self._made_public()
+
+    def updates(self, after: int, up_to: int, variant: int) -> list[Update]:
+        """Every block that rounds after `after` have changed, as of `up_to`: the latest value replaces the others."""
+        latest = {self._blocks[round]: round for round in range(after + 1, up_to + 1)}
+        return [Update(round, block, self._value(block, up_to)) for block, round in latest.items()]
+
+    def catch_up_params(self, client: int, round: int) -> int:
+        """The parameters of the missed blocks, or of the whole model for a client that joins late."""
+        if self._attendance.joins_late(client, round):
+            return self.layout.num_params
+        reads = round - 1 - self._staleness
+        latest = {self._blocks[each]: each for each in range(reads + 1)}
+        missed = self._attendance.missed(client, round)
+        return sum(self.layout.blocks[block].num_params for block, each in latest.items() if each in missed)
+
+    def _value(self, block: int, as_of: int) -> Tensor:
+        """wire(x^{(≤ as_of)}[block]): a flat vector in the wire dtype, never newer than `as_of`."""
+        assert as_of >= self.num_committed - 1 - self._staleness, "that version is no longer kept"
+        for round, visited, value in self._previous:  # oldest first
+            if visited == block and round > as_of:
+                return value.to(self._wire.dtype)
+        return flatten(self._tensors[block], self._wire.dtype)
+
+    def _bounds(self, block: int) -> list[tuple[int, int]]:
+        return self._wire.bounds(self.layout.blocks[block].num_params)
+
+    def _made_public(self) -> Iterator[Publication | Commit]:
+        while (current := self._open.get(self.num_committed)) is not None:
+            while current.num_stepped < current.num_chunks and current.total.is_complete(current.num_stepped):
+                yield self._step(current, current.num_stepped)
+            if current.num_stepped < current.num_chunks:
+                return
+            yield self._commit(current)
+
+    def _step(self, current: _OpenRound, chunk: int) -> Publication:
+        """Step a chunk whose sum is complete into the second buffer. The round before it is committed."""
+        plan, total = current.plan, current.total
+        start, end = total.bounds[chunk]
+        if current.new_value is None:
+            current.new_value = flatten(self._tensors[plan.block], self._dtype)
+        step = server_step(self._optimizer, self._state(plan.block, start, end), total.mean(chunk))
+        current.new_value[start:end] += step
+        current.squared_norm += float(step.square().sum())
+        current.num_stepped += 1
+        values = current.new_value[start:end].to(self._wire.dtype, copy=True)
+        return Publication(plan.round, 0, chunk, values, is_last=current.num_stepped == current.num_chunks)
+
+    def _state(self, block: int, start: int, end: int) -> dict[str, Tensor]:
+        state = self._optimizer_state.get(block)
+        if state is None:
+            num_params = self.layout.blocks[block].num_params
+            state = new_server_state(self._optimizer, num_params, self._dtype)
+            self._optimizer_state[block] = state
+        return {name: vector[start:end] for name, vector in state.items()}
+
+    def _commit(self, current: _OpenRound) -> Commit:
+        plan = current.plan
+        assert current.new_value is not None
+        if self._staleness > 0:
+            self._previous.append((plan.round, plan.block, flatten(self._tensors[plan.block], self._dtype)))
+        unflatten_into(current.new_value, self._tensors[plan.block])
+        del self._open[plan.round]
+        self.num_committed += 1
+        return Commit(plan, current.squared_norm**0.5)
