@@ -4,7 +4,8 @@ import os
 import textwrap
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from math import floor
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +22,7 @@ from parablock_ray.runtime.memory import peak_rss_bytes
 from parablock_ray.runtime.server import ServerActor
 from parablock_ray.tracking.events import Committed, Event
 
+_GPU_UNITS = 10_000  # Ray counts GPUs in such parts
 _MAX_CONCURRENT_CALLS = 10_000  # long polls of many clients wait side by side in an actor
 
 
@@ -39,7 +41,7 @@ class RayRuntime:
     def start(self) -> RuntimeInfo:
         config = self._setup.config
         self._owns_cluster = connect(config)
-        num_workers, gpus_each = placement(config)
+        num_workers, gpus_each = placement(config, nodes())
         setup = ray.put(self._setup)
         environment = {"env_vars": {"OMP_NUM_THREADS": str(config.workers.threads)}}
         common = {"max_concurrency": _MAX_CONCURRENT_CALLS, "runtime_env": environment}
@@ -140,21 +142,43 @@ def connect(config: Config) -> bool:
     return True
 
 
-def placement(config: Config) -> tuple[int, float]:
-    """(number of workers, GPUs for each). Raises UserError where the cluster cannot hold them."""
-    resources = ray.cluster_resources()
-    num_gpus, num_cpus = resources.get("GPU", 0.0), resources.get("CPU", 0.0)
-    # auto: a GPU for each worker, or its share where more workers are asked for than there are GPUs.
-    wanted, num_asked = config.workers.gpus_per_worker, config.workers.num
-    gpus_each = min(1.0, num_gpus / (1 if num_asked == "auto" else num_asked)) if wanted == "auto" else wanted
-    by_cpu = int(num_cpus // config.workers.threads)
-    capacity = min(by_cpu, int(num_gpus // gpus_each)) if gpus_each else by_cpu
+@dataclass(frozen=True)
+class NodeResources:
+    """What Ray may give to actors on one node."""
+
+    num_cpus: int
+    num_gpus: int
+
+
+def nodes() -> list[NodeResources]:
+    """The nodes of the cluster that are alive."""
+    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [NodeResources(int(each.get("CPU", 0)), int(each.get("GPU", 0))) for each in resources]
+
+
+def placement(config: Config, nodes: Sequence[NodeResources]) -> tuple[int, float]:
+    """(number of workers, GPUs for each). A worker's CPUs and its share of a GPU are on one node.
+
+    Raises UserError where the cluster cannot hold them.
+    """
+    num_cpus, num_gpus = sum(node.num_cpus for node in nodes), sum(node.num_gpus for node in nodes)
+    threads, num_asked, wanted = config.workers.threads, config.workers.num, config.workers.gpus_per_worker
+    if wanted == "auto":  # a GPU for each worker, or its share where more workers are asked for than there are GPUs
+        sharing = 1 if num_asked == "auto" else -(-num_asked // max(num_gpus, 1))
+        gpus_each = floor(_GPU_UNITS / sharing) / _GPU_UNITS if num_gpus else 0.0
+    else:
+        gpus_each = float(wanted)
+        sharing = floor(1 / gpus_each + 1 / _GPU_UNITS) if gpus_each else 0
+    capacity = sum(
+        min(node.num_cpus // threads, node.num_gpus * sharing) if gpus_each else node.num_cpus // threads
+        for node in nodes
+    )
     cohort = config.clients.per_round or config.clients.num
     num_workers = min(capacity, cohort) if num_asked == "auto" else num_asked
     if not 1 <= num_workers <= capacity:
         raise UserError(
-            f"workers.num: {config.workers.num} workers of {config.workers.threads} threads and {gpus_each:g} GPUs, "
-            f"but the cluster has {num_cpus:g} CPUs and {num_gpus:g} GPUs: room for {capacity}"
+            f"workers.num: {num_asked} workers of {threads} threads and {gpus_each:g} GPUs, but the cluster has "
+            f"{num_cpus} CPUs and {num_gpus} GPUs on {len(nodes)} node(s): room for {capacity}"
         )
     return num_workers, gpus_each
 
