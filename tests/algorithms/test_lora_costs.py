@@ -22,7 +22,7 @@ EQUAL = [16] * 8
 MIXED = [4, 4, 8, 8, 16, 16, 32, 64]
 TINYLLAMA = [(2048, 2048), (256, 2048)] * 22  # q and v
 LLAMA_7B = [(4096, 4096), (4096, 4096)] * 32
-within = {"rel": 2e-3}
+TOLERANCE = 2e-3
 
 
 @pytest.mark.parametrize(
@@ -37,23 +37,24 @@ within = {"rel": 2e-3}
     ],
 )
 def test_efficiency_as_printed(method, shapes, ranks, golden):
-    assert download_efficiency(method, shapes, ranks, []) == pytest.approx(golden, **within)
+    half_a_digit = 0.005e-4  # 1.7756e-4 is printed as 1.78e-4, which is 0.25 % off
+    assert download_efficiency(method, shapes, ranks, []) == pytest.approx(golden, rel=TOLERANCE, abs=half_a_digit)
 
 
 def test_the_papers_megabytes_are_megabits_of_fp16():
-    assert paper_megabits(sum(m * n for m, n in TINYLLAMA)) == pytest.approx(1660.94, **within)
+    assert paper_megabits(sum(m * n for m, n in TINYLLAMA)) == pytest.approx(1660.94, rel=TOLERANCE)
     rank_16 = upload_params("fedit", TINYLLAMA, EQUAL)
     assert rank_16 == [2_252_800] * 8
-    assert paper_megabits(rank_16[0]) == pytest.approx(36.04, **within)
+    assert paper_megabits(rank_16[0]) == pytest.approx(36.04, rel=TOLERANCE)
     # Printed as 36.04, too; but FLoRA sends all eight adapters to each client.
-    assert paper_megabits(download_params("flora", TINYLLAMA, EQUAL, [])[0]) == pytest.approx(288.36, **within)
+    assert paper_megabits(download_params("flora", TINYLLAMA, EQUAL, [])[0]) == pytest.approx(288.36, rel=TOLERANCE)
     assert num_bytes(2_252_800, 2) == 4_505_600
 
 
 def test_server_operations_as_printed():
     layers = [(4096, 4096)] * 32
-    assert flexlora_operations(layers, MIXED) == pytest.approx(2209.37e9, **within)
-    assert florist_operations(layers, MIXED) == pytest.approx(6.17e9, **within)
+    assert flexlora_operations(layers, MIXED) == pytest.approx(2209.37e9, rel=TOLERANCE)
+    assert florist_operations(layers, MIXED) == pytest.approx(6.17e9, rel=TOLERANCE)
 
 
 @pytest.mark.parametrize("method", METHODS)
