@@ -42,8 +42,8 @@ Adapters = Sequence[Adapter | tuple[Tensor, Tensor, float]]
 class FloristInfo:
     """What FLoRIST kept: `rank` p, and the share of ‖ΔW‖²_F that lies in it.
 
-    `singular_values` are all min(m, n, Σ r_k) of ΔW, descending, in the dtype of the factors; zero beyond the
-    numerical rank.
+    `singular_values` are all min(m, n, Σ r_k) of ΔW, descending, in the dtype of the factors or fp32 where that
+    is half precision; zero beyond the numerical rank.
     """
 
     rank: int
@@ -200,17 +200,20 @@ def _gram_route(B: Tensor, A: Tensor, shares: Tensor, cut: _Cut) -> tuple[Tensor
     gram_B, gram_A = _gram(B), _gram(A.T)
     norms = gram_A.diagonal().sqrt()
     divisors = torch.where(norms > 0, norms, 1.0)
-    gram_A /= divisors[:, None] * divisors
-    gram_A.diagonal().add_(_RIDGE)
+    gram_A.div_(divisors).div_(divisors[:, None]).diagonal().add_(_RIDGE)
     L, failed = torch.linalg.cholesky_ex(gram_A)
+    del gram_A
     if failed:  # hundreds of copies of one adapter, of tens of thousands of columns: more rounding than the ridge
         return _qr_route(B, A, shares, cut)
     M = L * (shares * norms)[:, None]
     core = torch.zeros_like(M)  # its lower triangle is enough for eigh
     for block, end in _column_blocks(len(M)):
         core[block:, block:end] = M[block:, block:].T @ (gram_B[block:, block:] @ M[block:, block:end])
+    column_norms = shares * norms * gram_B.diagonal().sqrt()
+    del gram_B
     values, V = torch.linalg.eigh(core)  # ascending
-    info = cut(values.flip(0).clamp(min=0).sqrt(), shares * norms * gram_B.diagonal().sqrt())
+    del core
+    info = cut(values.flip(0).clamp(min=0).sqrt(), column_norms)
     V = _kept(V[:, -info.rank :].flip(1), info)
     left = torch.cat([M[block:end, :end] @ V[:end] for block, end in _column_blocks(len(M))])
     right = torch.linalg.solve_triangular(L.T, V, upper=True) / divisors[:, None]
@@ -334,7 +337,7 @@ def _wide(factor: Tensor) -> Tensor:
 
 def _checked(adapters: Adapters, weights: Sequence[float]) -> list[Adapter]:
     """The adapters as such, or UserError."""
-    given = [Adapter(*each) for each in adapters]
+    given = [Adapter(B.detach(), A.detach(), scaling) for B, A, scaling in adapters]
     if not given:
         raise UserError("adapters: none given; allowed: one (B, A, scaling) or more; give those of the round's clients")
     for client, each in enumerate(given):

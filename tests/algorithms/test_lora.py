@@ -9,6 +9,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 import parablock_ray
 from benchmarks.tensor_memory import TensorMemory
@@ -270,6 +271,15 @@ def test_plain_tuples_do_and_nothing_given_is_changed(method):
     for (B, A, _), (old_B, old_A) in zip(adapters, before, strict=True):
         assert torch.equal(B, old_B)
         assert torch.equal(A, old_A)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_live_parameters_of_a_model_do_too(method):
+    A = torch.nn.Parameter(torch.randn(3, 9))
+    results = METHODS[method]([(torch.nn.Parameter(torch.randn(12, 3)), A, 2.0) for _ in range(2)], [0.5, 0.5])
+    tensors = [leaf for leaf in tree_leaves(results) if isinstance(leaf, Tensor)]
+    assert len(tensors) >= 2
+    assert not any(tensor.requires_grad for tensor in tensors)
 
 
 # Memory
