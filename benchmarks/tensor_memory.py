@@ -3,7 +3,7 @@
 import weakref
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, UntypedStorage
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 class TensorMemory(TorchDispatchMode):
     """Records what operations allocate while it is active: the largest tensor, and the most bytes alive at once.
 
-    What an operation needs inside, such as LAPACK's workspace, is not seen.
+    What was there before does not count, nor what an operation needs inside, such as LAPACK's workspace.
     """
 
     def __init__(self) -> None:
@@ -19,18 +19,27 @@ class TensorMemory(TorchDispatchMode):
         self.largest = 0  # elements
         self.peak_bytes = 0
         self._alive: dict[int, int] = {}
+        self._before: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
-            if isinstance(tensor, Tensor):
-                self._record(tensor)
+        kwargs = kwargs or {}
+        self._before.update(
+            storage._cdata for storage in _storages((args, kwargs)) if storage._cdata not in self._alive
+        )
+        made = func(*args, **kwargs)
+        for tensor in _tensors(made):
+            self.largest = max(self.largest, tensor.numel())
+        for storage in _storages(made):
+            if storage._cdata not in self._alive and storage._cdata not in self._before:
+                self._alive[storage._cdata] = storage.nbytes()
+                weakref.finalize(storage, self._alive.pop, storage._cdata, None)
+        self.peak_bytes = max(self.peak_bytes, sum(self._alive.values()))
         return made
 
-    def _record(self, tensor: Tensor) -> None:
-        self.largest = max(self.largest, tensor.numel())
-        storage = tensor.untyped_storage()
-        if storage._cdata not in self._alive:
-            self._alive[storage._cdata] = storage.nbytes()
-            weakref.finalize(storage, self._alive.pop, storage._cdata, None)
-            self.peak_bytes = max(self.peak_bytes, sum(self._alive.values()))
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _storages(tree: Any) -> list[UntypedStorage]:
+    return [tensor.untyped_storage() for tensor in _tensors(tree)]
