@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from parablock_ray.algorithms.base import RoundPlan
-from parablock_ray.config.method import ServerAdagrad, ServerAdaptive, ServerMomentum, ServerOptimizer
+from parablock_ray.config.training import ServerAdagrad, ServerAdaptive, ServerMomentum, ServerOptimizer
 
 _FOLDED = torch.empty(0)
 

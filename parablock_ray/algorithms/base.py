@@ -3,7 +3,7 @@
 The runtimes know these protocols and no method by name.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -66,6 +66,17 @@ class Publication:
     chunk: int
     values: Tensor
     is_last: bool
+    ranks: tuple[int, ...] = ()  # of LoRA: how to take the vector apart
+
+
+@dataclass(frozen=True)
+class ModuleRank:
+    """What a rule that cuts kept of one adapted weight: singular values descend, energy is a share of their squares."""
+
+    module: str
+    rank: int
+    kept_energy: float
+    singular_values: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -74,6 +85,20 @@ class Commit:
 
     plan: RoundPlan
     update_norm: float
+    module_ranks: tuple[ModuleRank, ...] = ()
+
+
+@dataclass(frozen=True)
+class LiveModel:
+    """A worker's model as a replica sees it.
+
+    `parameters` by name, written in place; `exact`: the fp32 values of those that the model's dtype rounds. With
+    adapters the weights keep the names that they had without, and `activate(rank)` turns on those of one rank.
+    """
+
+    parameters: Mapping[str, Parameter]
+    exact: Mapping[str, Tensor]
+    activate: Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -82,7 +107,9 @@ class Update:
 
     round: int
     block: int
+    variant: int
     values: Tensor  # flat, wire dtype
+    ranks: tuple[int, ...] = ()  # as those of the publication
 
 
 class Server(Protocol):
@@ -105,6 +132,14 @@ class Server(Protocol):
 
     def catch_up_params(self, client: int, round: int) -> int:
         """How many parameters the client must download before this round, since it missed some."""
+        ...
+
+    def forget(self, up_to: int) -> None:
+        """Every reader has taken in the rounds up to `up_to`: none will ask what leads there."""
+        ...
+
+    def settle(self) -> None:
+        """Write the global model as it now stands into the master's parameters, if not there already."""
         ...
 
 

@@ -7,17 +7,18 @@ Source: ParaBlock, arXiv 2511.19959; the rule written out here is our reconstruc
 committed values, never as running increments, which drift in floating point.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from parablock_ray.algorithms.base import RoundPlan, Update, Visit
+from parablock_ray.algorithms.base import LiveModel, RoundPlan, Update, Visit
 from parablock_ray.algorithms.blocks import flatten, make_layout, unflatten_into
 from parablock_ray.algorithms.population import Population
 from parablock_ray.algorithms.wire import Wire
+from parablock_ray.config.lora import FactorMethod
 from parablock_ray.config.method import BlockMethod
 
 
@@ -65,19 +66,18 @@ class _UnderWay:
 class BlockReplica:
     """The model as one worker holds it: committed values, dressed for one of its clients at a time.
 
-    `parameters` are the live parameters of the model (any float dtype) and are written in place. Between visits
-    they hold wire(x^{(≤ reads)}), cast to the model's dtype. `exact`: the initial values, fp32, of those that the
-    model's dtype rounds (bf16 model, fp32 weights).
+    The live parameters (any float dtype) are written in place. Between visits they hold wire(x^{(≤ reads)}), cast to
+    the model's dtype.
     """
 
     def __init__(
         self,
-        config: BlockMethod,
+        config: BlockMethod | FactorMethod,
         population: Population,
-        parameters: Mapping[str, Parameter],
-        exact: Mapping[str, Tensor],
+        live: LiveModel,
         wire: Wire,
     ) -> None:
+        parameters, exact = live.parameters, live.exact
         layout = make_layout(parameters, config.num_blocks, config.parameters)
         self._correction, self._staleness, self._wire = config.correction, config.staleness, wire
         self._tensors = [[parameters[name] for name in block.names] for block in layout.blocks]

@@ -13,6 +13,7 @@ from parablock_ray.algorithms.base import Commit, Publication, RoundPlan, Update
 from parablock_ray.algorithms.blocks import flatten, make_layout, unflatten_into
 from parablock_ray.algorithms.population import Attendance, Population
 from parablock_ray.algorithms.wire import Wire
+from parablock_ray.config.lora import FactorMethod
 from parablock_ray.config.method import BlockMethod
 
 
@@ -41,7 +42,7 @@ class BlockServer:
 
     def __init__(
         self,
-        config: BlockMethod,
+        config: BlockMethod | FactorMethod,
         population: Population,
         parameters: Mapping[str, Tensor],
         wire: Wire,
@@ -59,7 +60,8 @@ class BlockServer:
         self._blocks: list[int] = []  # by round
         self._open: dict[int, _OpenRound] = {}
         self._previous: deque[tuple[int, int, Tensor]] = deque(maxlen=config.staleness)  # (round, block, old value)
-        self._attendance = Attendance(all_start=not population.is_sampled)
+        # Where adapters start is a matter of the seed: nobody downloads it.
+        self._attendance = Attendance(all_start=config.parameters == "lora" or not population.is_sampled)
 
     def open(self, plan: RoundPlan) -> None:
         """Expect the updates of this round. Must come before the first of them."""
@@ -79,7 +81,7 @@ class BlockServer:
     def updates(self, after: int, up_to: int, variant: int) -> list[Update]:
         """Every block that rounds after `after` have changed, as of `up_to`: the latest value replaces the others."""
         latest = {self._blocks[round]: round for round in range(after + 1, up_to + 1)}
-        return [Update(round, block, self._value(block, up_to)) for block, round in latest.items()]
+        return [Update(round, block, variant, self._value(block, up_to)) for block, round in latest.items()]
 
     def catch_up_params(self, client: int, round: int) -> int:
         """The parameters of the missed blocks, or of the whole model for a client that joins late."""
@@ -89,6 +91,12 @@ class BlockServer:
         latest = {self._blocks[each]: each for each in range(reads + 1)}
         missed = self._attendance.missed(client, round)
         return sum(self.layout.blocks[block].num_params for block, each in latest.items() if each in missed)
+
+    def forget(self, up_to: int) -> None:
+        """Nothing to do: old values are kept for as many rounds as the staleness."""
+
+    def settle(self) -> None:
+        """Nothing to do: a commit writes the parameters themselves."""
 
     def _value(self, block: int, as_of: int) -> Tensor:
         """wire(x^{(≤ as_of)}[block]): a flat vector in the wire dtype, never newer than `as_of`."""

@@ -44,8 +44,8 @@ def make_layout(tensors: Mapping[str, Tensor], num_blocks: int, parameters: str)
     """Group the decoder layers into `num_blocks` runs of consecutive layers, as equal in number as can be.
 
     `tensors` are the model's `named_parameters()` in their own order (tied ones once); only shapes are read.
-    With `parameters="layers"` what is outside the layers is frozen; with `"all"` what stands before the first
-    layer (embeddings) joins the first block and what stands after it (final norm, head) the last one.
+    With `parameters="layers"` what is outside the layers is frozen; else what stands before the first layer
+    (embeddings) joins the first block and what stands after it (final norm, head) the last one.
     A layer's norms are in the layer. Raises UserError where there are more blocks than layers.
     """
     layer_of = {name: _layer_number(name) for name in tensors}
@@ -61,10 +61,10 @@ def make_layout(tensors: Mapping[str, Tensor], num_blocks: int, parameters: str)
         if layer is not None:
             seen_layer = True
             members[block_of_layer[layer]].append(name)
-        elif parameters == "all":
-            members[-1 if seen_layer else 0].append(name)
-        else:
+        elif parameters == "layers":
             frozen.append(name)
+        else:
+            members[-1 if seen_layer else 0].append(name)
     blocks = tuple(
         Block(index, tuple(names), tuple(tuple(tensors[name].shape) for name in names))
         for index, names in enumerate(members)

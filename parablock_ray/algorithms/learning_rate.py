@@ -2,10 +2,10 @@
 
 import math
 
-from parablock_ray.config.method import MethodConfig
+from parablock_ray.config.training import FederatedTraining
 
 
-def learning_rate(config: MethodConfig, round: int) -> float:
+def learning_rate(config: FederatedTraining, round: int) -> float:
     """Linear warm-up, then constant, linear or cosine to nearly 0."""
     if round < config.warmup_rounds:
         return config.lr * (round + 1) / config.warmup_rounds

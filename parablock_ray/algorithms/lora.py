@@ -314,6 +314,11 @@ def _stacks(adapters: Sequence[Adapter], weights: Sequence[float]) -> tuple[Tens
     )
 
 
+def update_norm(adapter: Adapter) -> float:
+    """‖s · B A‖_F, of r×r matrices alone."""
+    return adapter.scaling * _product_norm(adapter)
+
+
 def _product_norm(adapter: Adapter) -> float:
     """‖B A‖_F, of r×r matrices alone: ‖B A‖² = tr(BᵀB · AAᵀ)."""
     squared = (_gram(adapter.B) * _gram(adapter.A.T)).sum()

@@ -23,12 +23,12 @@ def upload_params(method: str, shapes: Shapes, ranks: Sequence[int]) -> list[int
 
 
 def download_params(method: str, shapes: Shapes, ranks: Sequence[int], kept_ranks: Sequence[int]) -> list[int]:
-    """Parameters that each client receives in a round. FedEx-LoRA's residual goes dense where that is less."""
+    """Parameters that each client receives in a round. FedEx-LoRA's residual has rank Σ r_k."""
     per_client = []
     for matrices in download_ranks(method, shapes, ranks, kept_ranks):
         params = sum(rank * _width(method, shape) for shape, rank in zip(shapes, matrices, strict=True))
         if method == "fedex_lora":
-            params += sum(min(sum(ranks) * (m + n), m * n) for m, n in shapes)
+            params += sum(sum(ranks) * (m + n) for m, n in shapes)
         per_client.append(params)
     return per_client
 

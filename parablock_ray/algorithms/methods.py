@@ -8,32 +8,62 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
-from torch.nn import Parameter
 
-from parablock_ray.algorithms.base import Method, Replica, Server
+from parablock_ray.algorithms.base import LiveModel, Method, Replica, Server
 from parablock_ray.algorithms.block_methods import fedavg, fedbcd, fedcybgd, parablock
 from parablock_ray.algorithms.block_replica import BlockReplica
 from parablock_ray.algorithms.block_server import BlockServer
+from parablock_ray.algorithms.lora_methods import LoraSchedule
+from parablock_ray.algorithms.lora_replica import LoraReplica, factor_replica
+from parablock_ray.algorithms.lora_server import FactorServer, LoraServer
 from parablock_ray.algorithms.population import Population
 from parablock_ray.algorithms.wire import Wire
-from parablock_ray.config.method import MethodConfig
+from parablock_ray.config.lora import LoraMethod
+from parablock_ray.config.method import BlockMethod, MethodConfig
 
 
 @dataclass(frozen=True)
 class MethodParts:
-    """`server` takes the fp32 master's parameters, `replica` a worker's, by name; see the classes themselves."""
+    """`server` takes the fp32 master's parameters by name, `replica` a worker's model; see the classes themselves."""
 
     schedule: Callable[..., Method]
     server: Callable[..., Server]
     replica: Callable[..., Replica]
 
 
+def block_server(
+    config: BlockMethod, population: Population, parameters: Mapping[str, Tensor], wire: Wire, cut_through: bool
+) -> Server:
+    """Around blocks of the model's parameters, or of adapters."""
+    kind = FactorServer if config.parameters == "lora" else BlockServer
+    return kind(config, population, parameters, wire, cut_through)
+
+
+def block_replica(config: BlockMethod, population: Population, live: LiveModel, wire: Wire) -> Replica:
+    """Around blocks of the model's parameters, or of adapters."""
+    make = factor_replica if config.parameters == "lora" else BlockReplica
+    return make(config, population, live, wire)
+
+
 METHODS: dict[str, MethodParts] = {
-    "parablock": MethodParts(parablock, BlockServer, BlockReplica),
-    "fedbcd": MethodParts(fedbcd, BlockServer, BlockReplica),
-    "fedavg": MethodParts(fedavg, BlockServer, BlockReplica),
-    "fedcybgd": MethodParts(fedcybgd, BlockServer, BlockReplica),
+    "parablock": MethodParts(parablock, block_server, block_replica),
+    "fedbcd": MethodParts(fedbcd, block_server, block_replica),
+    "fedavg": MethodParts(fedavg, block_server, block_replica),
+    "fedcybgd": MethodParts(fedcybgd, block_server, block_replica),
+    "fedit": MethodParts(LoraSchedule, FactorServer, factor_replica),
+    "ffa_lora": MethodParts(LoraSchedule, FactorServer, factor_replica),
+    "zero_pad": MethodParts(LoraSchedule, LoraServer, LoraReplica),
+    "hetlora": MethodParts(LoraSchedule, LoraServer, LoraReplica),
+    "fedex_lora": MethodParts(LoraSchedule, LoraServer, LoraReplica),
+    "flexlora": MethodParts(LoraSchedule, LoraServer, LoraReplica),
+    "flora": MethodParts(LoraSchedule, LoraServer, LoraReplica),
+    "florist": MethodParts(LoraSchedule, LoraServer, LoraReplica),
 }
+
+
+def trains_adapters(config: MethodConfig) -> bool:
+    """Whether clients train adapters in place of the model's own parameters."""
+    return isinstance(config, LoraMethod) or config.parameters == "lora"
 
 
 def make_method(config: MethodConfig, population: Population) -> Method:
@@ -48,15 +78,6 @@ def make_server(
     return METHODS[config.name].server(config, population, parameters, wire, cut_through)
 
 
-def make_replica(
-    config: MethodConfig,
-    population: Population,
-    parameters: Mapping[str, Parameter],
-    exact: Mapping[str, Tensor],
-    wire: Wire,
-) -> Replica:
-    """Its client's half, around the parameters of a worker's model, which it writes in place.
-
-    `exact`: by name, the fp32 values of parameters that the model's dtype rounds.
-    """
-    return METHODS[config.name].replica(config, population, parameters, exact, wire)
+def make_replica(config: MethodConfig, population: Population, live: LiveModel, wire: Wire) -> Replica:
+    """Its client's half, around a worker's model, whose parameters it writes in place."""
+    return METHODS[config.name].replica(config, population, live, wire)

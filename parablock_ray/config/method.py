@@ -6,69 +6,21 @@ To add a method: a config class here, added to `MethodConfig`, and an entry in
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, field_validator
 
-from parablock_ray.config.base import Strict
-
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-
-
-class ServerSGD(Strict):
-    """x += lr · Δ̄. With lr 1 the server takes the weighted mean as it is."""
-
-    name: Literal["sgd"] = "sgd"
-    lr: PositiveFloat = 1.0
-
-
-class ServerMomentum(Strict):
-    """Heavy-ball (`momentum`) or Nesterov momentum on the weighted mean, kept per block."""
-
-    name: Literal["momentum", "nesterov"]
-    lr: PositiveFloat = 1.0
-    momentum: Fraction = 0.9
-
-
-class ServerAdagrad(Strict):
-    """FedAdagrad (Reddi et al., arXiv 2003.00295, algorithm 2), kept per block."""
-
-    name: Literal["adagrad"]
-    lr: PositiveFloat = 0.01
-    beta1: Fraction = 0.9
-    tau: PositiveFloat = 1e-3
-
-
-class ServerAdaptive(Strict):
-    """FedAdam, FedYogi (Reddi et al., arXiv 2003.00295, algorithm 2), kept per block."""
-
-    name: Literal["adam", "yogi"]
-    lr: PositiveFloat = 0.01
-    beta1: Fraction = 0.9
-    beta2: Fraction = 0.99
-    tau: PositiveFloat = 1e-3
-
-
-ServerOptimizer = Annotated[ServerSGD | ServerMomentum | ServerAdagrad | ServerAdaptive, Field(discriminator="name")]
-
-
-class FederatedTraining(Strict):
-    """Rounds, and how a client trains in one of them."""
-
-    rounds: PositiveInt = 10
-    local_steps: PositiveInt = 2
-    batch_size: PositiveInt = 4
-    lr: PositiveFloat = 1e-4
-    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup_rounds: Annotated[int, Field(ge=0)] = 0
-    local_optimizer: Literal["adamw", "sgd"] = "adamw"
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    max_grad_norm: PositiveFloat | None = None
-    prox_mu: Annotated[float, Field(ge=0)] = 0.0  # FedProx: pull towards the start of the visit
-
-    @model_validator(mode="after")
-    def _warm_up_ends(self) -> "FederatedTraining":
-        if self.warmup_rounds >= self.rounds:
-            raise ValueError(f"warmup_rounds ({self.warmup_rounds}) must be less than rounds ({self.rounds})")
-        return self
+from parablock_ray.config.lora import (
+    FedExLoRA,
+    FedIT,
+    FFALoRA,
+    FlexLoRA,
+    FLoRA,
+    FLoRIST,
+    HetLoRA,
+    LoraConfig,
+    ZeroPad,
+    with_equal_ranks,
+)
+from parablock_ray.config.training import FederatedTraining, ServerOptimizer, ServerSGD
 
 
 class BlockTraining(FederatedTraining):
@@ -76,8 +28,15 @@ class BlockTraining(FederatedTraining):
 
     num_blocks: PositiveInt = 4
     order: Literal["random", "ascending", "descending"] = "random"
-    parameters: Literal["layers", "all"] = "layers"  # all: embeddings, final norm and head too
+    # all: embeddings, final norm and head too; lora: adapters of the layers, of one rank, in place of the layers
+    parameters: Literal["layers", "all", "lora"] = "layers"
+    lora: LoraConfig = LoraConfig()  # of parameters: lora
     server_optimizer: ServerOptimizer = ServerSGD()
+
+    @field_validator("lora")
+    @classmethod
+    def _equal_ranks(cls, lora: LoraConfig) -> LoraConfig:
+        return with_equal_ranks(lora)
 
 
 class ParaBlock(BlockTraining):
@@ -101,7 +60,7 @@ class FedAvg(BlockTraining):
 
     name: Literal["fedavg"]
     num_blocks: Literal[1] = 1
-    parameters: Literal["layers", "all"] = "all"
+    parameters: Literal["layers", "all", "lora"] = "all"
     staleness: Annotated[int, Field(ge=0)] = 0
     correction: Literal["own", "eager", "stale"] = "own"
 
@@ -115,4 +74,7 @@ class FedCyBGD(BlockTraining):
 
 
 BlockMethod = ParaBlock | FedBCD | FedAvg | FedCyBGD
-MethodConfig = Annotated[BlockMethod, Field(discriminator="name")]
+MethodConfig = Annotated[
+    BlockMethod | FedIT | FFALoRA | ZeroPad | HetLoRA | FedExLoRA | FlexLoRA | FLoRA | FLoRIST,
+    Field(discriminator="name"),
+]

@@ -137,6 +137,15 @@ class Config(Strict):
         return self
 
     @model_validator(mode="after")
+    def _only_chunks_cut_through(self) -> "Config":
+        if self.network.exchange == "cut_through" and not self.method.by_chunk:
+            raise ValueError(
+                f"network.exchange: must be store_and_forward with method.name={self.method.name}, whose server needs "
+                "whole adapters before it can publish a chunk (got cut_through)"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _every_block_has_its_seconds(self) -> "Config":
         step_s, num_blocks = self.network.compute_s, self.method.num_blocks
         if isinstance(step_s, list) and len(step_s) != num_blocks:

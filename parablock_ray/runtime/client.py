@@ -9,7 +9,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
@@ -17,7 +17,7 @@ import ray
 import torch
 from torch import Tensor
 
-from parablock_ray.algorithms.base import RoundPlan, Update, Visit
+from parablock_ray.algorithms.base import RoundPlan, Visit
 from parablock_ray.algorithms.population import Attendance
 from parablock_ray.algorithms.wire import Wire
 from parablock_ray.network.links import Link
@@ -133,8 +133,9 @@ class ClientActor:
             await self._server.committed.remote(missed[-1])
         if missed or self._attendance.joins_late(visit.client, plan.round):
             num_bytes = await self._server.catch_up_bytes.remote(visit.client, plan.round)
-            span = await self._exchange_of(visit.client).catch_up(plan, num_bytes)
-            self._spans[plan.round, visit.client].append(span)
+            if num_bytes:
+                span = await self._exchange_of(visit.client).catch_up(plan, num_bytes)
+                self._spans[plan.round, visit.client].append(span)
 
     async def _take_in(self, reads: int, variants: set[int]) -> None:
         """Move the resident model to x^{(≤ reads)}: by what its clients downloaded, or by what all of them missed."""
@@ -143,12 +144,16 @@ class ClientActor:
             updates = self._inbox.updates(after, reads, variant)
             if updates is None:
                 updates = [
-                    Update(round, block, from_payload(values, self._wire.dtype))
-                    for round, block, values in await self._server.updates.remote(after, reads, variant)
+                    replace(update, values=from_payload(payload, self._wire.dtype))
+                    for update, payload in await self._server.updates.remote(after, reads, variant)
                 ]
             await self._run(partial(self._worker.advance, reads, updates))
             self._applied[variant] = max(after, reads)
         self._inbox.forget(reads)
+        self._tasks.create_task(self._tell_taken_in(reads))  # nobody waits for it
+
+    async def _tell_taken_in(self, reads: int) -> None:
+        await self._server.taken_in.remote(self._index, reads)
 
     async def _train(self, plan: RoundPlan, visit: Visit) -> Tensor:
         """One client's visit, in the training thread; what it sends."""

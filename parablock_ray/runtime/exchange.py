@@ -93,6 +93,7 @@ class Inbox:
         self._wire_dtype = wire_dtype
         self._streams: dict[tuple[int, int], Stream[Arrival]] = {}  # (round, variant) → its chunks
         self._blocks: dict[int, int] = {}  # round → block
+        self._ranks: dict[tuple[int, int], tuple[int, ...]] = {}  # (round, variant) → how to take it apart
 
     def expect(self, plan: RoundPlan, variant: int) -> Stream[Arrival]:
         """The chunks of a round's publication, from now on fetched as they are published."""
@@ -110,13 +111,14 @@ class Inbox:
             stream = self._streams.get((round, variant))
             if stream is None or not stream.is_complete:
                 return None
-            updates.append(Update(round, self._blocks[round], self._joined(stream.items)))
+            values, ranks = self._joined(stream.items), self._ranks[round, variant]
+            updates.append(Update(round, self._blocks[round], variant, values, ranks))
         return updates
 
     def forget(self, up_to_round: int) -> None:
         """Drop the rounds that the resident model has taken in."""
         for key in [key for key, stream in self._streams.items() if key[0] <= up_to_round and stream.is_complete]:
-            del self._streams[key]
+            del self._streams[key], self._ranks[key]
             self._blocks.pop(key[0], None)
 
     def _joined(self, arrivals: Sequence[Arrival]) -> Tensor:
@@ -125,7 +127,9 @@ class Inbox:
     async def _fetch(self, round: int, variant: int) -> None:
         stream = self._streams[round, variant]
         while not stream.is_complete:
-            references, is_complete = await self._server.published.remote(round, variant, len(stream.items))
+            num_have = len(stream.items)
+            references, is_complete, ranks = await self._server.published.remote(round, variant, num_have)
+            self._ranks[round, variant] = ranks
             published_s = time.time()
             for index, reference in enumerate(references):
                 is_last = is_complete and index == len(references) - 1

@@ -66,6 +66,7 @@ class SerialRuntime:
             after = self._applied[variant] - 1
             self._worker.advance(plan.reads, self._master.server.updates(after, plan.reads, variant))
             self._applied[variant] = max(after, plan.reads) + 1
+        self._master.server.forget(plan.reads)
 
     def _visit(self, plan: RoundPlan, visit: Visit) -> None:
         num_missed = self._master.server.catch_up_params(visit.client, plan.round)

@@ -5,6 +5,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -13,7 +14,7 @@ import numpy as np
 import ray
 import torch
 
-from parablock_ray.algorithms.base import Commit, Publication, RoundPlan
+from parablock_ray.algorithms.base import Commit, Publication, RoundPlan, Update
 from parablock_ray.algorithms.wire import Wire
 from parablock_ray.errors import UserError
 from parablock_ray.runtime.base import RunSetup, RuntimeInfo, committed_event
@@ -23,6 +24,7 @@ from parablock_ray.tracking.events import Event, Span
 from parablock_ray.training.master import Master
 
 T = TypeVar("T")
+_APART = torch.empty(0)
 
 
 class ServerActor:
@@ -35,8 +37,10 @@ class ServerActor:
         self._wire = Wire.of(config.network)
         self._thread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(config.workers.threads,))
         self._setup = setup
+        self._ranks: dict[tuple[int, int], tuple[int, ...]] = {}  # the same → how to take it apart
         self._published: dict[tuple[int, int], Stream[ray.ObjectRef]] = {}  # (round, variant) → its chunks
         self._committed: dict[int, asyncio.Event] = defaultdict(asyncio.Event)
+        self._taken_in = [-1] * num_workers
         self._num_downloads_due: dict[int, int] = {}
         self._events: list[Event] = []
         self._news = asyncio.Event()
@@ -63,22 +67,30 @@ class ServerActor:
         """One chunk of one client's upload."""
         await self._run(partial(self._take, round, client, chunk, payload, asyncio.get_running_loop()))
 
-    async def published(self, round: int, variant: int, num_have: int) -> tuple[Sequence[ray.ObjectRef], bool]:
-        """Wait for what a round brings beyond its first `num_have` chunks; whether that is all of it.
+    async def published(
+        self, round: int, variant: int, num_have: int
+    ) -> tuple[Sequence[ray.ObjectRef], bool, tuple[int, ...]]:
+        """Wait for what a round brings beyond its first `num_have` chunks; whether that is all of it; its ranks.
 
         In a list, so that references travel and not values.
         """
         stream = self._published[round, variant]
-        return await stream.after(num_have), stream.is_complete
+        references = await stream.after(num_have)
+        return references, stream.is_complete, self._ranks.get((round, variant), ())
 
     async def committed(self, round: int) -> None:
         """Wait until this round is part of the model."""
         await self._committed[round].wait()
 
-    async def updates(self, after: int, up_to: int, variant: int) -> list[tuple[int, int, np.ndarray]]:
-        """(round, block, payload) of what leads a reader that missed publications to x^{(≤ up_to)}."""
+    async def updates(self, after: int, up_to: int, variant: int) -> list[tuple[Update, np.ndarray]]:
+        """What leads a reader that missed publications to x^{(≤ up_to)}; the values apart, as payloads."""
         updates = await self._run(lambda: self._master.server.updates(after, up_to, variant))
-        return [(update.round, update.block, as_payload(update.values)) for update in updates]
+        return [(replace(update, values=_APART), as_payload(update.values)) for update in updates]
+
+    async def taken_in(self, worker: int, reads: int) -> None:
+        """This worker's model is x^{(≤ reads)}: what leads there is kept until all of them are so far."""
+        self._taken_in[worker] = max(reads, self._taken_in[worker])
+        await self._run(lambda: self._master.server.forget(min(self._taken_in)))
 
     async def catch_up_bytes(self, client: int, round: int) -> int:
         """What the client must download before this round, since it missed some."""
@@ -111,6 +123,7 @@ class ServerActor:
         for made in self._master.server.receive(round, client, chunk, from_payload(payload, self._wire.dtype)):
             if isinstance(made, Publication):
                 stream = self._published[made.round, made.variant]
+                self._ranks[made.round, made.variant] = made.ranks
                 loop.call_soon_threadsafe(stream.put, ray.put(as_payload(made.values)), made.is_last)
             else:
                 loop.call_soon_threadsafe(self._commit, made, time.time())
@@ -129,6 +142,7 @@ class ServerActor:
             del self._num_downloads_due[round]
             for key in [key for key in self._published if key[0] == round]:
                 del self._published[key]
+                del self._ranks[key]
 
     async def _run(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)

@@ -28,12 +28,15 @@ class Master:
 
     def evaluate(self) -> float:
         """Mean loss over the answer tokens of the held-out examples."""
+        self.server.settle()
         return held_out_loss(self._model, self._data.eval, self._config.method.batch_size)
 
     def sha256(self) -> str:
         """The fingerprint of the master weights."""
+        self.server.settle()
         return weights_sha256(self._parameters.items())
 
     def export(self, folder: Path) -> None:
         """Write model and tokenizer as an ordinary HF folder."""
+        self.server.settle()
         save_model(self._model, self._tokenizer, folder)

@@ -5,16 +5,18 @@ import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from parablock_ray.algorithms.base import RoundPlan, Update, Visit
-from parablock_ray.algorithms.methods import make_replica
+from parablock_ray.algorithms.base import LiveModel, RoundPlan, Update, Visit
+from parablock_ray.algorithms.methods import make_replica, trains_adapters
 from parablock_ray.algorithms.population import Population
 from parablock_ray.algorithms.wire import Wire
 from parablock_ray.config import Config
 from parablock_ray.errors import RunFailed
+from parablock_ray.training.adapters import activate_rank, add_adapters
 from parablock_ray.training.data import FederatedData, batches, move
 from parablock_ray.training.engine import EngineMaker
 from parablock_ray.training.model import load_model
@@ -44,12 +46,15 @@ class Worker:
         self._device = device
         model = load_model(config.model.name, "float32", config.seed)
         exact = _cast(model, getattr(torch, config.model.dtype))
+        parameters = dict(model.named_parameters())
+        if trains_adapters(config.method):
+            parameters |= add_adapters(model, config.method.lora)
         model.to(device)  # after the cast: the GPU never holds the wider model
         model.train()
         if config.model.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        parameters, wire = dict(model.named_parameters()), Wire.of(config.network)
-        self._replica = make_replica(config.method, population, parameters, exact, wire)
+        live = LiveModel(parameters, exact, partial(activate_rank, model))
+        self._replica = make_replica(config.method, population, live, Wire.of(config.network))
         self._engine = make_engine(model, config)
 
     def advance(self, reads: int, updates: Iterable[Update]) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from parablock_ray.algorithms.aggregate import RoundSum, new_server_state, server_step
 from parablock_ray.algorithms.base import RoundPlan, Visit
 from parablock_ray.algorithms.wire import Wire
-from parablock_ray.config.method import ServerAdagrad, ServerAdaptive, ServerMomentum, ServerSGD
+from parablock_ray.config.training import ServerAdagrad, ServerAdaptive, ServerMomentum, ServerSGD
 
 
 def plan_of(num_examples: list[int]) -> RoundPlan:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from parablock_ray.config.method import FedAvg, FedBCD, FedCyBGD, ParaBlock, ServerMomentum
+from parablock_ray.config.method import FedAvg, FedBCD, FedCyBGD, ParaBlock
+from parablock_ray.config.training import ServerMomentum
 from tests.algorithms.toy import Toy, run_toy
 
 GOLDEN = Path(__file__).with_name("golden.json")

@@ -5,15 +5,8 @@ import random
 import pytest
 import torch
 
-from parablock_ray.config.method import (
-    FedAvg,
-    FedBCD,
-    FedCyBGD,
-    ParaBlock,
-    ServerAdaptive,
-    ServerMomentum,
-    ServerSGD,
-)
+from parablock_ray.config.method import FedAvg, FedBCD, FedCyBGD, ParaBlock
+from parablock_ray.config.training import ServerAdaptive, ServerMomentum, ServerSGD
 from tests.algorithms.toy import SIZE, History, Toy, objective, run_toy
 
 COMMON = {"rounds": 14, "num_blocks": 3, "local_steps": 3, "lr": 0.05, "batch_size": 1}

@@ -11,7 +11,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from parablock_ray.algorithms.base import Commit, Replica, RoundPlan, Visit
+from parablock_ray.algorithms.base import Commit, LiveModel, Replica, RoundPlan, Visit
 from parablock_ray.algorithms.methods import make_method, make_replica, make_server
 from parablock_ray.algorithms.population import Population
 from parablock_ray.algorithms.rng import generator
@@ -63,7 +63,9 @@ def run_toy(toy: Toy) -> History:
     server = make_server(toy.method, population, master, wire, toy.cut_through)
     lives = [_parameters(toy, toy.model_dtype) for _ in range(toy.num_workers)]
     exact = {name: tensor.float() for name, tensor in master.items()} if toy.model_dtype == torch.bfloat16 else {}
-    replicas = [make_replica(toy.method, population, live, exact, wire) for live in lives]
+    replicas = [
+        make_replica(toy.method, population, LiveModel(live, exact, activate=lambda rank: None), wire) for live in lives
+    ]
     blocks = server.layout.blocks
     history = History(versions=[_all(master)], block_slices=_slices(blocks))
     applied = [-1] * toy.num_workers

@@ -1,0 +1,236 @@
+"""The server's half of federated LoRA (docs/lora.md).
+
+`FactorServer` for methods that are linear in the factors: these are blocks, and `BlockServer` does the work.
+`LoraServer` for the others: it collects all adapters of a round, applies the method's rule to each module, and hands
+out adapters to train on with, to merge into the weights, or both.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from parablock_ray.algorithms.adapters import Pair, all_ranks, client_ranks, find_targets, joined, random_A, taken_apart
+from parablock_ray.algorithms.base import Commit, ModuleRank, Publication, RoundPlan, Update
+from parablock_ray.algorithms.block_server import BlockServer
+from parablock_ray.algorithms.lora import Adapter, fit, update_norm
+from parablock_ray.algorithms.lora_methods import Collecting, ModuleUpdate, by_rank, rank_down, rule_of, starts_afresh
+from parablock_ray.algorithms.population import Attendance, Population
+from parablock_ray.algorithms.wire import Wire
+from parablock_ray.config.lora import FactorMethod, FFALoRA
+from parablock_ray.config.method import BlockMethod
+
+
+class FactorServer:
+    """`BlockServer` around the factors: FedIT's A and B, FFA-LoRA's B; any block method with `parameters: lora`."""
+
+    def __init__(
+        self,
+        config: BlockMethod | FactorMethod,
+        population: Population,
+        parameters: Mapping[str, Tensor],
+        wire: Wire,
+        cut_through: bool,
+    ) -> None:
+        [rank] = all_ranks(config.lora)
+        self._scaling = config.lora.alpha / rank
+        targets = find_targets(parameters, config.lora.target_modules)
+        self._weights = [parameters[target.weight] for target in targets]
+        self._frozen = [weight.clone() for weight in self._weights]
+        self._pairs = [(torch.zeros(each.m, rank), random_A(each, rank, population.seed)) for each in targets]
+        trained: dict[str, Tensor] = {}
+        for target, (B, A) in zip(targets, self._pairs, strict=True):
+            trained |= {target.factor("B", rank): B}
+            trained |= {} if isinstance(config, FFALoRA) else {target.factor("A", rank): A}
+        self._blocks = BlockServer(config, population, trained, wire, cut_through)
+
+    def open(self, plan: RoundPlan) -> None:
+        self._blocks.open(plan)
+
+    def receive(self, round: int, client: int, chunk: int, values: Tensor) -> Iterator[Publication | Commit]:
+        return self._blocks.receive(round, client, chunk, values)
+
+    def updates(self, after: int, up_to: int, variant: int) -> Sequence[Update]:
+        return self._blocks.updates(after, up_to, variant)
+
+    def catch_up_params(self, client: int, round: int) -> int:
+        return self._blocks.catch_up_params(client, round)
+
+    def forget(self, up_to: int) -> None:
+        self._blocks.forget(up_to)
+
+    def settle(self) -> None:
+        """W = W_0 + s · B A."""
+        for weight, frozen, (B, A) in zip(self._weights, self._frozen, self._pairs, strict=True):
+            weight.copy_(frozen + B @ (A * self._scaling))
+
+
+class _OpenRound:
+    """A round on its way: the chunks that are in, by client."""
+
+    def __init__(self, plan: RoundPlan, num_chunks: Mapping[int, int]) -> None:
+        self.plan = plan
+        self._num_chunks = num_chunks
+        self._chunks: dict[int, dict[int, Tensor]] = {client: {} for client in num_chunks}
+
+    def add(self, client: int, chunk: int, values: Tensor) -> None:
+        self._chunks[client][chunk] = values
+
+    @property
+    def is_complete(self) -> bool:
+        return all(len(self._chunks[client]) == num for client, num in self._num_chunks.items())
+
+    def upload(self, client: int) -> Tensor:
+        """A client's whole vector."""
+        chunks = self._chunks[client]
+        return torch.cat([chunks[index] for index in range(len(chunks))])
+
+
+class LoraServer:
+    """The master's frozen weights, what is merged into them, and the adapters that clients train on with.
+
+    What is handed out is rounded to the wire dtype first: the server merges just what the clients merge.
+    """
+
+    def __init__(
+        self,
+        config: Collecting,
+        population: Population,
+        parameters: Mapping[str, Tensor],
+        wire: Wire,
+        cut_through: bool,
+    ) -> None:
+        assert not cut_through, "a rule needs whole adapters"
+        self.num_committed = 0
+        self._config = config
+        self._rule = rule_of(config)
+        self._wire = wire
+        self._ranks = client_ranks(config.lora, population.num_clients, population.seed)
+        self._targets = find_targets(parameters, config.lora.target_modules)
+        self._weights = [parameters[target.weight] for target in self._targets]
+        # Everything merged, without the factors; the weights themselves while there are none.
+        self._merged = self._weights
+        self._open: dict[int, _OpenRound] = {}
+        self._made: dict[int, list[ModuleUpdate]] = {}  # by round, as handed out; the latest, and what is not forgotten
+        self._merge_params: list[int] = []  # by round
+        self._attendance = Attendance(all_start=True)  # of the initial model, which is public
+
+    def open(self, plan: RoundPlan) -> None:
+        """Expect the adapters of this round."""
+        num_chunks = {visit.client: len(self._wire.bounds(self._num_params(visit.client))) for visit in plan.visits}
+        self._open[plan.round] = _OpenRound(plan, num_chunks)
+        self._attendance.note(plan)
+
+    def receive(self, round: int, client: int, chunk: int, values: Tensor) -> Iterator[Publication | Commit]:
+        """Take one chunk of one client's adapters; what this makes public, in order. To be iterated to its end."""
+        self._open[round].add(client, chunk, values)
+        return self._made_public()
+
+    def updates(self, after: int, up_to: int, variant: int) -> list[Update]:
+        """What every round merged; factors replace those of the rounds before."""
+        rounds = range(after + 1, up_to + 1)
+        needed = [round for round in rounds if round == up_to or any(self._merge_params[round : round + 1])]
+        return [self._update(round, variant) for round in needed]
+
+    def catch_up_params(self, client: int, round: int) -> int:
+        """What was merged in missed rounds, and the latest factors."""
+        missed = self._attendance.missed(client, round)
+        num_params = sum(self._merge_params[each] for each in missed)
+        if round - 1 in missed and not starts_afresh(self._config):
+            latest = self._update(round - 1, self._ranks[client] if by_rank(self._config) else 0)
+            num_params += latest.values.numel() - self._merge_params[round - 1]
+        return num_params
+
+    def forget(self, up_to: int) -> None:
+        """Let go of what was merged up to there."""
+        for round in [round for round in self._made if round <= up_to and round < self.num_committed - 1]:
+            del self._made[round]
+
+    def settle(self) -> None:
+        """W = what is merged + the factors that clients train on with, if there are any."""
+        if not self._made or self._made[self.num_committed - 1][0].factors is None:
+            return
+        for weight, merged, made in zip(self._weights, self._merged, self._made[self.num_committed - 1], strict=True):
+            assert made.factors is not None
+            B, A, scaling = made.factors
+            weight.copy_(merged + B @ (A * scaling))
+
+    def _made_public(self) -> Iterator[Publication | Commit]:
+        while (current := self._open.get(self.num_committed)) is not None and current.is_complete:
+            plan = current.plan
+            made = [self._rounded(each) for each in self._aggregate(current)]
+            self._made[plan.round] = made
+            self._merge_params.append(
+                sum(t.num_params(each.merge.rank) for t, each in zip(self._targets, made, strict=True) if each.merge)
+            )
+            for variant in sorted({visit.variant for visit in plan.visits}):
+                yield from self._published(plan.round, variant)
+            yield self._commit(plan, made)
+
+    def _aggregate(self, current: _OpenRound) -> Iterator[ModuleUpdate]:
+        """The rule, module after module."""
+        visits = current.plan.visits
+        total = sum(visit.num_examples for visit in visits)
+        weights = [visit.num_examples / total for visit in visits]
+        by_client = [self._adapters(visit.client, current.upload(visit.client)) for visit in visits]
+        for adapters in zip(*by_client, strict=True):
+            yield self._rule(adapters, weights)
+
+    def _adapters(self, client: int, upload: Tensor) -> list[Adapter]:
+        rank = self._ranks[client]
+        pairs = taken_apart(upload.to(torch.float32), self._targets, [rank] * len(self._targets))
+        return [Adapter(B, A, self._scaling(rank)) for B, A in pairs]
+
+    def _rounded(self, made: ModuleUpdate) -> ModuleUpdate:
+        return replace(made, factors=self._on_the_wire(made.factors), merge=self._on_the_wire(made.merge))
+
+    def _on_the_wire(self, adapter: Adapter | None) -> Adapter | None:
+        if adapter is None:
+            return None
+        B, A = (factor.to(self._wire.dtype).to(torch.float32) for factor in (adapter.B, adapter.A))
+        return Adapter(B, A, adapter.scaling)
+
+    def _published(self, round: int, variant: int) -> Iterator[Publication]:
+        update = self._update(round, variant)
+        bounds = self._wire.bounds(update.values.numel())
+        for chunk, (start, end) in enumerate(bounds):
+            is_last = chunk == len(bounds) - 1
+            yield Publication(round, variant, chunk, update.values[start:end], is_last, update.ranks)
+
+    def _update(self, round: int, variant: int) -> Update:
+        """What clients of this variant get: of each module the factors, then what is to be merged."""
+        down = rank_down(self._config, variant, max(self._ranks))
+        pairs: list[Pair] = []
+        ranks: list[int] = []
+        for made in self._made[round]:
+            factors = made.factors
+            if factors is not None and down is not None:
+                factors = fit(factors, down, self._scaling(variant))
+            pairs += [(each.B, each.A) for each in (factors, made.merge) if each]
+            ranks += [each.rank if each else 0 for each in (factors, made.merge)]
+        return Update(round, 0, variant, joined(pairs).to(self._wire.dtype), tuple(ranks))
+
+    def _commit(self, plan: RoundPlan, made: Sequence[ModuleUpdate]) -> Commit:
+        if made[0].factors is not None and self._merged is self._weights:
+            self._merged = [weight.clone() for weight in self._weights]
+        for merged, each in zip(self._merged, made, strict=True):
+            if each.merge is not None:
+                merged += each.merge.B @ (each.merge.A * each.merge.scaling)
+        del self._open[plan.round]
+        self.num_committed += 1
+        parts = [part for each in made for part in (each.factors, each.merge) if part]
+        norm = sum(update_norm(part) ** 2 for part in parts) ** 0.5
+        return Commit(plan, norm, tuple(self._module_ranks(made)))
+
+    def _module_ranks(self, made: Sequence[ModuleUpdate]) -> Iterator[ModuleRank]:
+        for target, each in zip(self._targets, made, strict=True):
+            if each.info is not None:
+                singular_values = tuple(float(f"{value:.4g}") for value in each.info.singular_values.tolist())
+                yield ModuleRank(target.name, each.info.rank, each.info.kept_energy, singular_values)
+
+    def _num_params(self, client: int) -> int:
+        return sum(target.num_params(self._ranks[client]) for target in self._targets)
+
+    def _scaling(self, rank: int) -> float:
+        return self._config.lora.alpha / rank
