@@ -29,7 +29,7 @@ def add_adapters(model: PreTrainedModel, lora: LoraConfig) -> dict[str, Paramete
     for rank in all_ranks(lora):
         config = PeftConfig(
             r=rank,
-            lora_alpha=lora.alpha,  # type: ignore[arg-type]  # PEFT divides by the rank; it need not be whole
+            lora_alpha=lora.alpha,
             target_modules=[target.name for target in targets],
             lora_dropout=0.0,
         )

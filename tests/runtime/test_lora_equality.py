@@ -1,0 +1,49 @@
+"""Every method of federated LoRA ends in the same weights on Ray as in one process."""
+
+import pytest
+
+from tests.runtime.lora_runs import METHODS, run_lora
+
+# Each method once, overlapped where it can be. Plain torch in place of DeepSpeed: actors start sooner.
+ON_RAY = [
+    "fedit-delayed",
+    "ffa_lora-delayed",
+    "zero_pad",
+    "hetlora",
+    "fedex_lora",
+    "flexlora",
+    "flora-delayed",
+    "florist-delayed",
+    "florist-carry",
+    "parablock-lora",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ON_RAY)
+def test_ray_ends_in_the_serial_weights(cluster, tmp_path, method):
+    # Of the merge methods also with clients that miss rounds.
+    sampled = ["clients.per_round=2"] if method.startswith("flor") else []
+    overrides = ["engine.name=torch", "network.chunk_mb=0.01", *sampled]
+    reference = run_lora(tmp_path / "serial", method, ["runtime=serial", *overrides])
+    summary = run_lora(tmp_path / "ray", method, ["workers.num=2", *overrides])
+    for key in ("weights_sha256", "loss_after", "bytes_up", "bytes_down", "bytes_catch_up"):
+        assert summary[key] == reference[key]
+    assert summary["loss_after"] < summary["loss_before"]
+    assert (summary["bytes_catch_up"] > 0) == bool(sampled)
+
+
+@pytest.mark.parametrize("method", ["flora", "hetlora"])
+def test_both_engines_give_the_same_weights(tmp_path, method):
+    runs = [
+        run_lora(tmp_path / engine, method, ["runtime=serial", f"engine.name={engine}"])
+        for engine in ("torch", "deepspeed")
+    ]
+    assert runs[0]["weights_sha256"] == runs[1]["weights_sha256"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_bf16_model_trains_its_adapters(tmp_path, method):
+    overrides = ["runtime=serial", "engine.name=torch", "model.dtype=bfloat16", "workers.threads=1"]
+    summary = run_lora(tmp_path / "run", method, overrides)
+    assert summary["loss_after"] < summary["loss_before"]
