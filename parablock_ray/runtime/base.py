@@ -1,14 +1,14 @@
 """The door between the driver and whatever carries out its plans."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
 from parablock_ray.algorithms.base import Commit, RoundPlan
 from parablock_ray.algorithms.population import Population
 from parablock_ray.config import Config
-from parablock_ray.tracking.events import Committed, Event
+from parablock_ray.tracking.events import Committed, Event, KeptRank
 from parablock_ray.training.data import FederatedData
 from parablock_ray.training.engine import EngineMaker
 
@@ -72,8 +72,8 @@ def worker_of(client: int, num_workers: int) -> int:
     return client % num_workers
 
 
-def committed_event(commit: Commit, time_s: float) -> Committed:
-    """What the driver is told of a commit."""
+def committed_event(commit: Commit, time_s: float, server_s: float) -> Committed:
+    """What the driver is told of a commit. `server_s`: seconds for which the server computed for the round."""
     visits = commit.plan.visits
     return Committed(
         round=commit.plan.round,
@@ -82,4 +82,6 @@ def committed_event(commit: Commit, time_s: float) -> Committed:
         participants=tuple(visit.client for visit in visits),
         weights=tuple(visit.num_examples for visit in visits),
         update_norm=commit.update_norm,
+        server_s=server_s,
+        kept_ranks=tuple(KeptRank(**asdict(each)) for each in commit.module_ranks),
     )

@@ -42,6 +42,7 @@ class SerialRuntime:
         if self._started_s is None:
             self._started_s = time.monotonic()
         self._master.server.open(plan)
+        self._server_s = 0.0
         self._advance(plan)
         for visit in plan.visits:
             self._visit(plan, visit)
@@ -80,9 +81,11 @@ class SerialRuntime:
         for chunk, (start, end) in enumerate(self._wire.bounds(upload.numel())):
             for made in self._master.server.receive(plan.round, visit.client, chunk, upload[start:end]):
                 if isinstance(made, Commit):
-                    self._events.append(committed_event(made, self._now_s()))
+                    server_s = self._server_s + self._now_s() - start_s
+                    self._events.append(committed_event(made, self._now_s(), server_s))
                 else:
                     self._published_bytes[made.round, made.variant] += made.values.nbytes
+        self._server_s += self._now_s() - start_s
         self._span("upload", plan, visit, start_s, upload.nbytes, None)
 
     def _span(

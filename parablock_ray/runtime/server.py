@@ -14,13 +14,13 @@ import numpy as np
 import ray
 import torch
 
-from parablock_ray.algorithms.base import Commit, Publication, RoundPlan, Update
+from parablock_ray.algorithms.base import Publication, RoundPlan, Update
 from parablock_ray.algorithms.wire import Wire
 from parablock_ray.errors import UserError
 from parablock_ray.runtime.base import RunSetup, RuntimeInfo, committed_event
 from parablock_ray.runtime.exchange import Stream, as_payload, from_payload
 from parablock_ray.runtime.memory import peak_rss_bytes
-from parablock_ray.tracking.events import Event, Span
+from parablock_ray.tracking.events import Committed, Event, Span
 from parablock_ray.training.master import Master
 
 T = TypeVar("T")
@@ -40,6 +40,7 @@ class ServerActor:
         self._ranks: dict[tuple[int, int], tuple[int, ...]] = {}  # the same → how to take it apart
         self._published: dict[tuple[int, int], Stream[ray.ObjectRef]] = {}  # (round, variant) → its chunks
         self._committed: dict[int, asyncio.Event] = defaultdict(asyncio.Event)
+        self._server_s: defaultdict[int, float] = defaultdict(float)  # round → seconds that it has computed for it
         self._taken_in = [-1] * num_workers
         self._num_downloads_due: dict[int, int] = {}
         self._events: list[Event] = []
@@ -120,17 +121,21 @@ class ServerActor:
 
     def _take(self, round: int, client: int, chunk: int, payload: np.ndarray, loop: asyncio.AbstractEventLoop) -> None:
         """In the thread: fold the chunk, and hand what that makes public to the loop, each as soon as it is made."""
+        start_s = time.perf_counter()
         for made in self._master.server.receive(round, client, chunk, from_payload(payload, self._wire.dtype)):
             if isinstance(made, Publication):
                 stream = self._published[made.round, made.variant]
                 self._ranks[made.round, made.variant] = made.ranks
                 loop.call_soon_threadsafe(stream.put, ray.put(as_payload(made.values)), made.is_last)
             else:
-                loop.call_soon_threadsafe(self._commit, made, time.time())
+                server_s = self._server_s.pop(made.plan.round, 0.0) + time.perf_counter() - start_s
+                loop.call_soon_threadsafe(self._commit, committed_event(made, time.time(), server_s))
+                start_s = time.perf_counter()
+        self._server_s[round] += time.perf_counter() - start_s
 
-    def _commit(self, commit: Commit, time_s: float) -> None:
-        self._committed[commit.plan.round].set()
-        self._tell(committed_event(commit, time_s))
+    def _commit(self, commit: Committed) -> None:
+        self._committed[commit.round].set()
+        self._tell(commit)
 
     def _tell(self, event: Event) -> None:
         self._events.append(event)

@@ -22,6 +22,16 @@ class Span:
 
 
 @dataclass(frozen=True)
+class KeptRank:
+    """What a LoRA rule that cuts kept of one module: singular values descend, energy is a share of their squares."""
+
+    module: str
+    rank: int
+    kept_energy: float
+    singular_values: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Committed:
     """The server made round `round`'s aggregate part of the model. `participants` in fold order."""
 
@@ -31,6 +41,8 @@ class Committed:
     participants: tuple[int, ...]
     weights: tuple[float, ...]  # n_i, in the same order
     update_norm: float  # L2 norm of the server's step G_t
+    server_s: float  # seconds for which the server computed for this round
+    kept_ranks: tuple[KeptRank, ...] = ()  # by module, of methods that cut
 
 
 Event = Span | Committed
@@ -46,4 +58,6 @@ def from_row(row: dict[str, Any]) -> Event:
     fields: dict[str, Any] = {key: value for key, value in row.items() if key != "event"}
     if row["event"] == "span":
         return Span(**fields)
-    return Committed(**fields | {key: tuple(row[key]) for key in ("participants", "weights")})
+    kept = (KeptRank(**each | {"singular_values": tuple(each["singular_values"])}) for each in row["kept_ranks"])
+    lists = {key: tuple(row[key]) for key in ("participants", "weights")}
+    return Committed(**fields | lists | {"kept_ranks": tuple(kept)})

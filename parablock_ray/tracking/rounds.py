@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from parablock_ray.tracking.events import Committed, Event, Phase, Span
+from parablock_ray.tracking.events import Committed, Event, KeptRank, Phase, Span
 
 _TIMED: tuple[Phase, ...] = ("compute", "upload", "download", "wait")
 
@@ -64,7 +64,20 @@ class RoundBook:
             "bytes_down": _payload_bytes(spans, "download"),
             "bytes_catch_up": _payload_bytes(spans, "catch_up"),
             "num_participants": len(commit.participants),
+            "server_s": commit.server_s,
+            **_kept(commit.kept_ranks),
         }
+
+
+def _kept(ranks: tuple[KeptRank, ...]) -> dict[str, float]:
+    """Of methods that cut: what travels down, in all modules together, and how much of the update that is."""
+    if not ranks:
+        return {}
+    return {
+        "kept_rank_sum": sum(each.rank for each in ranks),
+        "kept_rank_max": max(each.rank for each in ranks),
+        "kept_energy": sum(each.kept_energy for each in ranks) / len(ranks),
+    }
 
 
 def _weighted_loss(spans: Iterable[Span], commit: Committed) -> float:

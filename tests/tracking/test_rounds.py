@@ -1,12 +1,13 @@
 """Rows from hand-made events whose figures are known."""
 
+import dataclasses
 import itertools
 import random
 from typing import Any
 
 import pytest
 
-from parablock_ray.tracking.events import Committed, Event, Phase, Span
+from parablock_ray.tracking.events import Committed, Event, KeptRank, Phase, Span, as_row, from_row
 from parablock_ray.tracking.rounds import RoundBook
 
 
@@ -17,7 +18,7 @@ def span(
 
 
 def commit(round: int, time_s: float) -> Committed:
-    return Committed(round, round % 2, time_s, participants=(1, 0), weights=(3.0, 1.0), update_norm=1.0)
+    return Committed(round, round % 2, time_s, participants=(1, 0), weights=(3.0, 1.0), update_norm=1.0, server_s=0.25)
 
 
 def overlapped_run() -> list[Event]:
@@ -73,7 +74,17 @@ def test_first_row_figure_by_figure() -> None:
         "bytes_down": 100,
         "bytes_catch_up": 0,
         "num_participants": 2,
+        "server_s": 0.25,
     }
+
+
+def test_what_a_rule_kept_of_every_module() -> None:
+    kept = (KeptRank("q", 3, 0.9, (2.0, 1.0, 0.5)), KeptRank("v", 5, 0.8, (4.0,)))
+    book = RoundBook(3)
+    events = [dataclasses.replace(e, kept_ranks=kept) if isinstance(e, Committed) else e for e in overlapped_run()]
+    row = next(row for event in events for row in book.add(event))
+    assert (row["kept_rank_sum"], row["kept_rank_max"], row["kept_energy"]) == (8, 5, pytest.approx(0.85))
+    assert [from_row(as_row(event)) for event in events] == events
 
 
 def test_seconds_run_from_commit_to_commit_and_sum_to_the_run() -> None:
