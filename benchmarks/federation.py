@@ -179,7 +179,7 @@ def measure(config: Config, make_engine: EngineMaker) -> Measured:
     data = build_data(config.data, config.clients.num, config.seed, tokenizer, max_context=512)
     population = Population(tuple(map(len, data.clients)), config.clients.num, config.seed)
     method = make_method(config.method, population)
-    runtime = RayRuntime(RunSetup(config.of(method), data, make_engine))
+    runtime = RayRuntime(RunSetup(config, population, data, make_engine))
     with claimed(Path(config.out), config), closing(runtime):
         runtime.start()
         events, rows = run_rounds(method, runtime, RoundBook(method.num_rounds), [])
