@@ -88,8 +88,8 @@ def _more_staleness(scenario: Scenario, own_s: float) -> Iterator[str]:
     first = next(staleness for staleness, seconds in tried.items() if seconds <= 1.01 * least_s)
     if tried[first] < (1 - _WORTH_SAYING) * own_s:
         yield (
-            f"method.staleness={first} would take {_change(own_s, tried[first])}: with pipeline duplex more rounds can be "
-            "under way at once (docs/time.md)"
+            f"method.staleness={first} would take {_change(own_s, tried[first])}: with pipeline duplex more rounds can "
+            "be under way at once (docs/time.md)"
         )
 
 

@@ -66,12 +66,12 @@ def step_figures(text: str, num_blocks: int) -> tuple[float, ...]:
 def _fixed(config: Config, given: Sequence[float] | None) -> Steps | None:
     """Figures of the command line, or else those by which the run itself would be priced; None: to be measured."""
     if given is not None:
-        return Steps(tuple(given), _expected_workers(config), None, "--compute-s")
+        return Steps(tuple(given), _expected_workers(config), None, "given by --compute-s")
     step_s = config.network.compute_s
     if config.network.mode != "virtual" or step_s is None:
         return None
     by_block = tuple(step_s) if isinstance(step_s, list) else (step_s,) * config.method.num_blocks
-    return Steps(by_block, _expected_workers(config), None, "network.compute_s")
+    return Steps(by_block, _expected_workers(config), None, "given by network.compute_s")
 
 
 def _expected_workers(config: Config) -> int:
@@ -93,4 +93,6 @@ def _measured(config: Config, data: FederatedData, population: Population) -> St
         with claimed(Path(folder), placed), closing(runtime):
             info = runtime.start()
             step_s = tuple(runtime.step_seconds(NUM_STEPS))
-            return Steps(step_s, info.num_workers, runtime.peak_rss_bytes(), f"median of {NUM_STEPS}, measured here")
+            return Steps(
+                step_s, info.num_workers, runtime.peak_rss_bytes(), f"measured here (the median of {NUM_STEPS})"
+            )

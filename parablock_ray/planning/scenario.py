@@ -1,6 +1,7 @@
 """A run that is not made: who would do what in it, handed to the recurrence."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -78,15 +79,15 @@ class Scenario:
         return Pricing(config, config.method.staleness).timeline(self.loads).seconds
 
     def compute_alone_s(self) -> float:
-        """Seconds of the whole run if nothing had to be sent; latencies stay."""
-        return self._changed_s(lambda visit: replace(visit, up_bytes=0, down_bytes=0, catch_up_bytes=0))
+        """Seconds of the whole run if no exchange took any time."""
+        free = {"trace": None, "up_mbps": math.inf, "down_mbps": math.inf, "latency_ms": 0.0}
+        unlimited = {"server_up_mbps": None, "server_down_mbps": None}
+        return self.total_s(self.config.network.model_copy(update=free | unlimited))
 
     def exchange_alone_s(self) -> float:
         """Seconds of the whole run if training took no time."""
-        return self._changed_s(lambda visit: replace(visit, compute_s=0.0))
-
-    def _changed_s(self, change: Callable[[VisitLoad], VisitLoad]) -> float:
-        loads = [replace(load, visits=tuple(map(change, load.visits))) for load in self.loads]
+        idle = [tuple(replace(visit, compute_s=0.0) for visit in load.visits) for load in self.loads]
+        loads = [replace(load, visits=visits) for load, visits in zip(self.loads, idle, strict=True)]
         return self.pricing.timeline(loads).seconds
 
     def training(self, method: MethodConfig) -> "Scenario":

@@ -14,16 +14,19 @@ def parts(plan: Plan) -> Iterator[Table | str]:
     """What to print, in order."""
     yield f"{plan.name}: {plan.num_rounds} rounds, network {plan.network_mode} {plan.network}".rstrip()
     yield _who(plan)
+    yield f"\nblocks: seconds of a step {plan.step_s_from}; visits and transfers of the median client"
     yield _blocks(plan)
+    yield f"\nseconds: * as configured, speed over {plan.cases[0].method} on the same network"
     yield _cases(plan)
     yield from (f"left out: {_name(case)}: {case.left_out}" for case in plan.cases if case.left_out)
+    yield "\nbytes, as configured"
     yield _traffic(plan)
+    yield f"\nmemory of a process, estimated; excluded are {EXCLUDED}"
     yield _memory(plan)
-    yield f"  excluded: {EXCLUDED}"
     if plan.peak_rss_bytes:
         peaks = ", ".join(f"{process} {decimal(peak)}" for process, peak in plan.peak_rss_bytes.items())
-        yield f"  measured peak of the processes while stepping: {peaks}"
-    yield from (f"advice: {sentence}" for sentence in plan.advice)
+        yield f"peak of the processes while steps were measured: {peaks}"
+    yield from (f"\nadvice: {sentence}" for sentence in plan.advice)
 
 
 def _who(plan: Plan) -> str:
@@ -35,9 +38,9 @@ def _who(plan: Plan) -> str:
     )
 
 
-def _table(title: str, headers: Sequence[str], num_text: int) -> Table:
+def _table(headers: Sequence[str], num_text: int) -> Table:
     """The first `num_text` columns hold text, the others figures."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
     for index, header in enumerate(headers):
         table.add_column(header, justify="left" if index < num_text else "right", no_wrap=True)
     return table
@@ -45,7 +48,7 @@ def _table(title: str, headers: Sequence[str], num_text: int) -> Table:
 
 def _blocks(plan: Plan) -> Table:
     headers = ("block", "parameters", "on the wire", "step s", "visit s", "upload s", "download s")
-    table = _table(f"blocks (seconds of a step: {plan.step_s_from}; the median client)", headers, 1)
+    table = _table(headers, num_text=1)
     for block in plan.blocks:
         seconds = (block.step_s, block.visit_s, block.upload_s, block.download_s)
         cells = (f"{block.index}", f"{block.num_params:,}", decimal(block.wire_bytes), *(f"{s:.3f}" for s in seconds))
@@ -55,7 +58,7 @@ def _blocks(plan: Plan) -> Table:
 
 def _cases(plan: Plan) -> Table:
     headers = ("", "method", "staleness", "exchange", "pipeline", "a round s", "total s", "speed")
-    table = _table(f"seconds (* as configured; speed over {plan.cases[0].method} with its network)", headers, 5)
+    table = _table(headers, num_text=5)
     for case in plan.cases:
         if case.total_s is None or case.round_s is None:
             continue
@@ -70,7 +73,7 @@ def _name(case: Case) -> str:
 
 
 def _traffic(plan: Plan) -> Table:
-    table = _table("bytes, as configured", ("", "total", "a round", "a client, mean", "a client, most"), 1)
+    table = _table(("", "total", "a round", "a client, mean", "a client, most"), num_text=1)
     for direction, each in plan.traffic.items():
         figures = (each.total_bytes, each.round_bytes, each.client_mean_bytes, each.client_max_bytes)
         table.add_row(direction.replace("_", "-"), *(decimal(round(figure)) for figure in figures))
@@ -78,7 +81,7 @@ def _traffic(plan: Plan) -> Table:
 
 
 def _memory(plan: Plan) -> Table:
-    table = _table("memory of a process, estimated", ("", "", "bytes"), 2)
+    table = _table(("", "", "bytes"), num_text=2)
     for each in plan.memory:
         several = f" (each of {each.num_processes})" if each.num_processes > 1 else ""
         table.add_row(f"{each.process}{several}", "", decimal(each.total_bytes))
