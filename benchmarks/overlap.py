@@ -11,8 +11,8 @@ quotient. u and d are seconds of one block's upload and download.
         (2.738, 1.882)
     real  a few rounds of SmolLM2-135M, FedBCD against ParaBlock
 
-`plan_error`: before the runs, steps are measured in the same cluster as `parablock plan` measures them, and each run is
-planned with them; the largest difference between a planned and a measured time, as a fraction of the measured.
+`plan_error`: on the workers of each run, before its first round, steps are measured as `parablock plan` measures them,
+and the run is planned with them; the largest difference from a measured time, as a fraction of that.
 """
 
 import argparse
@@ -31,13 +31,13 @@ from federation import (
     busy_for,
     make_federation,
     measure,
-    measure_steps,
     planned_s,
 )
 from harness import Row, note, parser, report
 
 from parablock_ray.config import Config, load_config
 from parablock_ray.errors import UserError
+from parablock_ray.planning.command import NUM_STEPS
 from parablock_ray.training.engine import make_engine
 
 NUM_CHUNKS = 16
@@ -92,9 +92,8 @@ def main() -> None:
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR", _system_config=AT_PAR)
         try:
             configs = {name: config_of(CASES[name], federation, options) for name in options.cases}
-            step_s = measure_steps(configs[options.cases[0]], work)
-            planned = {name: planned_s(config, step_s) for name, config in configs.items()}
             runs = {name: run_case(name, config, work, options.compute_s) for name, config in configs.items()}
+            planned = {name: planned_s(run) for name, run in runs.items()}
             rows = [*figures(runs, options.compute_s), *plan_figures(planned, runs)]
             rows += [] if options.skip_real else real_training(folder)
         finally:
@@ -129,7 +128,7 @@ def config_of(case: Case, federation: Federation, options: argparse.Namespace) -
 
 
 def run_case(name: str, config: Config, work: FixedWork, compute_s: float) -> Measured:
-    run = measure(config, work)
+    run = measure(config, work, NUM_STEPS)
     note(
         f"{name}: {run.seconds:.2f} s, bound {run.bound_s(compute_s):.2f} s "
         f"({run.bound_s():.2f} s with the {run.compute_s:.3f} s of compute that were measured)"

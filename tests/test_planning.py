@@ -1,6 +1,7 @@
 """Before a run: the plan's seconds are the closed forms', its bytes are the run's, and it changes nothing."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from parablock_ray.training.engine import make_engine
 from parablock_ray.training.model import load_model, model_shapes, weights_sha256
 from tests.runtime.federation import METHODS, QUICKSTART, SHORT, run_tiny
 
+ROOT = Path(__file__).parents[1]
 BLOCK_BYTES = 4 * 295_424  # two of the tiny model's decoder layers
 # Four equal blocks and two equal clients, each a computer of its own, one local step a visit.
 EQUAL = [
@@ -78,6 +80,26 @@ def test_seconds_are_those_of_the_closed_forms(
     assert seconds_of(made)[method, pipeline, exchange] == pytest.approx(seconds, rel=1e-9)
     assert [block.visit_s for block in made.blocks] == [1.0] * 4
     assert [block.upload_s for block in made.blocks] == pytest.approx([m_half] * 4)
+
+
+def table_of_the_docs() -> list[list[str]]:
+    """The figures of docs/time.md: c, u = d, exchange, and seconds in the order of its columns."""
+    lines = (ROOT / "docs" / "time.md").read_text("utf-8").splitlines()
+    return [line.strip("| ").split(" | ") for line in lines if re.match(r"\| 1 \| [0-9.]+ \| (store|cut)", line)]
+
+
+@pytest.mark.parametrize("row", table_of_the_docs(), ids=" ".join)
+def test_the_docs_print_what_the_plan_says(row: list[str]) -> None:
+    c, m_half, exchange, *printed = row
+    network = exchanging(float(m_half), float(m_half), num_chunks=16)
+    of_staleness = [
+        seconds_of(plan_of(*EQUAL, *network, "method.rounds=100", f"method.staleness={staleness}", compute_s=c))
+        for staleness in (1, 2)
+    ]
+    how = "cut_through" if exchange.startswith("cut") else "store_and_forward"
+    seconds = [of_staleness[0]["fedbcd", "serial", how]]
+    seconds += [each["parablock", pipeline, how] for pipeline in ("serial", "duplex") for each in of_staleness]
+    assert [f"{each:.6g}" for each in seconds] == printed
 
 
 def test_the_rows_and_which_is_the_configs_own() -> None:

@@ -17,7 +17,7 @@ def overlap(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def test_the_largest_difference_is_reported_and_has_a_goal(overlap):
     made = {"A": 10.0, "B": 20.0, "C": 40.0}
-    runs = {name: overlap.Measured(seconds, [], None, None) for name, seconds in made.items()}
+    runs = {name: overlap.Measured(seconds, [], None, None, ()) for name, seconds in made.items()}
     row, *planned = overlap.plan_figures({"A": 10.5, "B": 18.0, "C": 41.0}, runs)
     assert (row.name, row.value, row.unit, row.goal, row.at_most) == ("plan_error", 0.1, "of measured", 0.1, True)
     assert [(each.name, each.value) for each in planned] == [
@@ -32,4 +32,5 @@ def test_a_case_is_planned_by_the_closed_form(overlap, tmp_path, case, rounds_s)
     """c = 0.4; A: u = d = c / 2, ParaBlock takes c + 29 max(c, u + d) + u + d; B: u = d = c."""
     federation = overlap.make_federation(tmp_path, hidden=64, intermediate=64)
     config = overlap.config_of(overlap.CASES[case], federation, argparse.Namespace(compute_s=0.4, rounds=30))
-    assert overlap.planned_s(config, (0.4,) * 4) == pytest.approx(rounds_s, rel=1e-6)
+    run = overlap.Measured(0.0, [], None, config, step_s=(0.4,) * 4)
+    assert overlap.planned_s(run) == pytest.approx(rounds_s, rel=1e-6)
