@@ -17,18 +17,18 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from parablock_ray.algorithms.base import Method
 from parablock_ray.algorithms.blocks import flatten
 from parablock_ray.algorithms.methods import make_method
-from parablock_ray.algorithms.population import Population
 from parablock_ray.config import Config
-from parablock_ray.driver import claimed, run_rounds
+from parablock_ray.driver import claimed, prepare, run_rounds
 from parablock_ray.network.timeline import RoundLoad
+from parablock_ray.planning.plan import plan
+from parablock_ray.planning.scenario import Scenario
 from parablock_ray.pricing import Pricing, by_round
 from parablock_ray.runtime.base import RunSetup
 from parablock_ray.runtime.cluster import RayRuntime
 from parablock_ray.tracking.events import Event, Span
 from parablock_ray.tracking.rounds import RoundBook
-from parablock_ray.training.data import build_data
 from parablock_ray.training.engine import Batch, EngineMaker
-from parablock_ray.training.model import load_tokenizer
+from parablock_ray.training.model import load_tokenizer, model_shapes
 
 NUM_BLOCKS = 4
 _SIZE = 256  # a product of two such matrices takes a fraction of a millisecond and stays in the cache
@@ -146,12 +146,13 @@ def make_federation(folder: Path, hidden: int = 512, intermediate: int = 576) ->
 
 @dataclass(frozen=True)
 class Measured:
-    """A run that was really made."""
+    """A run that was really made. `step_s`: seconds of a local step by block, just before it; empty if not asked for."""
 
     seconds: float
     events: list[Event]
     method: Method
     config: Config
+    step_s: tuple[float, ...]
 
     def bound_s(self, compute_s: float | None = None, config: Config | None = None) -> float:
         """The recurrence's makespan: for `compute_s` seconds of training a visit, or as measured; over the links of
@@ -173,14 +174,26 @@ def _with_compute(load: RoundLoad, compute_s: float) -> RoundLoad:
     return replace(load, visits=tuple(replace(visit, compute_s=compute_s) for visit in load.visits))
 
 
-def measure(config: Config, make_engine: EngineMaker) -> Measured:
-    """Run the config on the cluster that this process has joined, as the driver would, and time it."""
-    tokenizer = load_tokenizer(config.model.name)
-    data = build_data(config.data, config.clients.num, config.seed, tokenizer, max_context=512)
-    population = Population(tuple(map(len, data.clients)), config.clients.num, config.seed)
+def measure(config: Config, make_engine: EngineMaker, num_steps: int = 0) -> Measured:
+    """Run the config on the cluster that this process has joined, as the driver would, and time it.
+
+    Before it `num_steps` local steps are timed on every block, as `parablock plan` does.
+    """
+    data, population = prepare(config)
     method = make_method(config.method, population)
     runtime = RayRuntime(RunSetup(config, population, data, make_engine))
     with claimed(Path(config.out), config), closing(runtime):
         runtime.start()
+        step_s = tuple(runtime.step_seconds(num_steps)) if num_steps else ()
         events, rows = run_rounds(method, runtime, RoundBook(method.num_rounds), [])
-    return Measured(sum(row["seconds"] for row in rows), events, method, config)
+    return Measured(sum(row["seconds"] for row in rows), events, method, config, step_s)
+
+
+def planned_s(run: Measured) -> float:
+    """Seconds of the whole run as `parablock plan` would have foretold them, one client to a worker."""
+    config = run.config
+    _, population = prepare(config)
+    scenario = Scenario(config, population, model_shapes(config.model.name), config.clients.num, run.step_s)
+    total_s = plan(scenario, "measured", None).configured.total_s
+    assert total_s is not None
+    return total_s

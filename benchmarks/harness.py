@@ -16,12 +16,16 @@ from parablock_ray.driver import versions
 
 @dataclass(frozen=True)
 class Row:
-    """One figure. A ratio is over 1 when we are better; `goal` is the least that is good enough, where there is one."""
+    """One figure. A ratio is over 1 when we are better; `goal` is the least that is good enough, where there is one.
+
+    `at_most`: the goal is the most instead, as for an error.
+    """
 
     name: str
     value: float
     unit: str
     goal: float | None = None
+    at_most: bool = False
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -71,7 +75,8 @@ def machine() -> dict[str, Any]:
 def _verdict(row: Row) -> str:
     if row.goal is None:
         return ""
-    return f"  goal {row.goal:g}" + ("" if row.value >= row.goal else "  MISSED")
+    is_met = row.value <= row.goal if row.at_most else row.value >= row.goal
+    return f"  goal {'at most ' if row.at_most else ''}{row.goal:g}" + ("" if is_met else "  MISSED")
 
 
 def _cpu_model() -> str:

@@ -10,25 +10,39 @@ quotient. u and d are seconds of one block's upload and download.
         store-and-forward (bound 2.818) and with cut-through exchange (1.937); and with the serial pipeline
         (2.738, 1.882)
     real  a few rounds of SmolLM2-135M, FedBCD against ParaBlock
+
+`plan_error`: on the workers of each run, before its first round, steps are measured as `parablock plan` measures them,
+and the run is planned with them; the largest difference from a measured time, as a fraction of that.
 """
 
 import argparse
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
-from federation import Federation, FixedWork, Measured, asleep_for, busy_for, make_federation, measure
+from federation import (
+    Federation,
+    FixedWork,
+    Measured,
+    asleep_for,
+    busy_for,
+    make_federation,
+    measure,
+    planned_s,
+)
 from harness import Row, note, parser, report
 
-from parablock_ray.config import load_config
+from parablock_ray.config import Config, load_config
 from parablock_ray.errors import UserError
+from parablock_ray.planning.command import NUM_STEPS
 from parablock_ray.training.engine import make_engine
 
 NUM_CHUNKS = 16
 EFFICIENCY_GOAL = 0.95
+PLAN_ERROR_GOAL = 0.10
 AT_PAR = {"worker_niceness": 0}  # Ray's default of 15 puts the workers behind whatever else is on the machine
 DEMO = Path(__file__).parents[1] / "configs" / "demo_parablock.yaml"
 
@@ -77,8 +91,11 @@ def main() -> None:
         # One cluster for all runs: its start is no part of them.
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR", _system_config=AT_PAR)
         try:
-            runs = {name: run_case(name, federation, work, options) for name in options.cases}
-            rows = [*figures(runs, options.compute_s), *([] if options.skip_real else real_training(folder))]
+            configs = {name: config_of(CASES[name], federation, options) for name in options.cases}
+            runs = {name: run_case(name, config, work, options.compute_s) for name, config in configs.items()}
+            planned = {name: planned_s(run) for name, run in runs.items()}
+            rows = [*figures(runs, options.compute_s), *plan_figures(planned, runs)]
+            rows += [] if options.skip_real else real_training(folder)
         finally:
             ray.shutdown()
     report(rows, options.json)
@@ -96,8 +113,7 @@ def arguments() -> argparse.Namespace:
     return options.parse_args()
 
 
-def run_case(name: str, federation: Federation, work: FixedWork, options: argparse.Namespace) -> Measured:
-    case = CASES[name]
+def config_of(case: Case, federation: Federation, options: argparse.Namespace) -> Config:
     seconds = case.exchange_ratio * options.compute_s
     mbps = federation.block_bytes * 8 / 1e6 / seconds
     network = {
@@ -108,10 +124,13 @@ def run_case(name: str, federation: Federation, work: FixedWork, options: argpar
         "exchange": case.exchange,
         "chunk_mb": -(-federation.block_bytes // NUM_CHUNKS) / 1e6,
     }
-    method = {"name": case.method, "rounds": options.rounds}
-    run = measure(federation.config(method, network, num_clients=2), work)
+    return federation.config({"name": case.method, "rounds": options.rounds}, network, num_clients=2)
+
+
+def run_case(name: str, config: Config, work: FixedWork, compute_s: float) -> Measured:
+    run = measure(config, work, NUM_STEPS)
     note(
-        f"{name}: {run.seconds:.2f} s, bound {run.bound_s(options.compute_s):.2f} s "
+        f"{name}: {run.seconds:.2f} s, bound {run.bound_s(compute_s):.2f} s "
         f"({run.bound_s():.2f} s with the {run.compute_s:.3f} s of compute that were measured)"
     )
     return run
@@ -134,6 +153,14 @@ def figures(runs: dict[str, Measured], compute_s: float) -> Iterator[Row]:
         yield Row(f"seconds/{name}", run.seconds, "s")
         yield Row(f"seconds_bound/{name}", run.bound_s(compute_s), "s")
         yield Row(f"compute/{name}", run.compute_s / compute_s, "of c")
+
+
+def plan_figures(planned: Mapping[str, float], runs: Mapping[str, Measured]) -> Iterator[Row]:
+    """How far the plans, in seconds by case, were from the runs."""
+    error = max(abs(planned[name] - run.seconds) / run.seconds for name, run in runs.items())
+    yield Row("plan_error", error, "of measured", PLAN_ERROR_GOAL, at_most=True)
+    for name, seconds in planned.items():
+        yield Row(f"seconds_planned/{name}", seconds, "s")
 
 
 def real_training(folder: str) -> Iterator[Row]:

@@ -64,6 +64,35 @@ def validate(config: ConfigPath, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def plan(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    compute_s: Annotated[
+        str | None,
+        typer.Option(metavar="SECONDS", help="Of a local step: 1.2, or 1.2,1.4,… by block. Else they are measured."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as one JSON object.")] = False,
+) -> None:
+    """Say before a run what it will take: seconds, bytes, memory, and how it could overlap more."""
+    from rich.console import Console
+
+    with _exit_codes():
+        checked = load_config(config, overrides or [])
+        from parablock_ray.planning.command import make_plan  # takes seconds: not for a mistake in the config
+        from parablock_ray.planning.tables import parts
+        from parablock_ray.tracking.compare import MIN_WIDTH
+
+        made = make_plan(checked, compute_s)
+        if as_json:
+            typer.echo(json.dumps(made.as_json()))
+            return
+        console = Console()
+        console.width = max(console.width, MIN_WIDTH)
+        for part in parts(made):
+            console.print(part, highlight=False, soft_wrap=isinstance(part, str))
+
+
+@app.command()
 def compare(folders: Annotated[list[Path], typer.Argument(metavar="RUN_DIR", help="Folders of runs.")]) -> None:
     """Put finished runs side by side; speed-ups are over the first."""
     from rich.console import Console

@@ -37,14 +37,18 @@ class Pricing:
         self._settings = ExchangeSettings(
             network.pipeline, network.exchange, network.chunk_bytes, shared_workers=not self._virtual
         )
-        self._links = client_links(network, config.clients.num, config.seed)
+        self.links = client_links(network, config.clients.num, config.seed)
         self._server = server_link(network)
         self._factors = compute_factors(network, config.clients.num, config.seed)
         self._step_s, self._num_steps = network.compute_s, config.method.local_steps
 
     def timeline(self, loads: Sequence[RoundLoad]) -> Timeline:
         """When everything in these rounds happens, with no overhead at all."""
-        return simulate(loads, self._links, self._server, self._settings)
+        return simulate(loads, self.links, self._server, self._settings)
+
+    def visit_s(self, client: int, step_s: float) -> float:
+        """Seconds of a client's visit whose local steps take `step_s` seconds each on this machine."""
+        return step_s * self._num_steps * (self._factors[client] if self._virtual else 1.0)
 
     def load(self, commit: Committed, spans: Iterable[Span]) -> RoundLoad:
         """What every client of a round computed and sent. `spans`: all of that round's."""
@@ -66,14 +70,13 @@ class Pricing:
     def _compute_s(self, measured: Span) -> float:
         if not self._virtual:
             return measured.end_s - measured.start_s
-        factor = self._factors[measured.client]
         match self._step_s:
             case None:
-                return (measured.end_s - measured.start_s) * factor
+                return (measured.end_s - measured.start_s) * self._factors[measured.client]
             case list():
-                return self._step_s[measured.block] * self._num_steps * factor
+                return self.visit_s(measured.client, self._step_s[measured.block])
             case float():
-                return self._step_s * self._num_steps * factor
+                return self.visit_s(measured.client, self._step_s)
 
 
 def by_round(events: Iterable[Event]) -> Iterator[tuple[Committed, list[Span]]]:

@@ -11,7 +11,8 @@ import parablock_ray
 PACKAGE = Path(parablock_ray.__file__).parent
 
 RANKS = {
-    "cli": 6,
+    "cli": 7,
+    "planning": 6,
     "driver": 5,
     "reprice": 5,
     "runtime": 4,

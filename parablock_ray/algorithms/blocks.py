@@ -80,6 +80,11 @@ def check_num_blocks(num_blocks: int, num_layers: int) -> None:
         )
 
 
+def num_layers(names: Iterable[str]) -> int:
+    """How many decoder layers parameters of these names belong to: the most blocks there can be."""
+    return len({_layer_number(name) for name in names} - {None})
+
+
 def flatten(tensors: Iterable[Tensor], dtype: torch.dtype) -> Tensor:
     """A new 1-D tensor of `dtype` holding the tensors one after the other."""
     return torch.cat([tensor.detach().reshape(-1).to(dtype) for tensor in tensors])

@@ -50,6 +50,14 @@ class Runtime(Protocol):
         """The master model's held-out loss."""
         ...
 
+    def step_seconds(self, num_steps: int) -> Sequence[float]:
+        """Median seconds of a local step by block, all workers at work at the same time. Before the first round."""
+        ...
+
+    def peak_rss_bytes(self) -> dict[str, int]:
+        """The largest resident set so far of each process, by name."""
+        ...
+
     def submit(self, plan: RoundPlan) -> None:
         """Hand out a round. Rounds come in order; the first one starts the run's clock."""
         ...

@@ -73,6 +73,12 @@ class ClientActor:
         )
         await self._run(self._worker.warm_up)
 
+    async def step_seconds(self, block: int, num_steps: int) -> float:
+        """Median seconds of a local step; see `Worker.step_seconds`."""
+        everyone = range(self._setup.config.clients.num)
+        clients = [client for client in everyone if worker_of(client, self._num_workers) == self._index]
+        return await self._run(lambda: self._worker.step_seconds(block, clients, num_steps))
+
     async def submit(self, plan: RoundPlan) -> None:
         """Queue a round. Every worker gets every plan, also those in which none of its clients takes part.
 

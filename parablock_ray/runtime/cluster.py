@@ -1,6 +1,7 @@
 """The Ray runtime: starts or joins a cluster, places the actors, passes plans on and events back."""
 
 import os
+import statistics
 import textwrap
 import time
 from collections.abc import Sequence
@@ -67,6 +68,22 @@ class RayRuntime:
     def evaluate(self) -> float:
         return float(self._get(self._server.evaluate.remote()))
 
+    def step_seconds(self, num_steps: int) -> Sequence[float]:
+        config = self._setup.config
+        at_work = self._workers[: config.clients.num]  # a worker beyond the clients has nothing to do in a run either
+        return [self._seconds_on(at_work, block, num_steps) for block in range(config.method.num_blocks)]
+
+    def _seconds_on(self, workers: Sequence[Any], block: int, num_steps: int) -> float:
+        """The median over workers that train this block at the same time."""
+        asked = [worker.step_seconds.remote(block, num_steps) for worker in workers]
+        return statistics.median(float(self._get(each, self._worker_name(i))) for i, each in enumerate(asked))
+
+    def peak_rss_bytes(self) -> dict[str, int]:
+        peaks = {"driver": peak_rss_bytes(), "server": self._get(self._server.peak_rss_bytes.remote())}
+        for index, worker in enumerate(self._workers):
+            peaks[f"worker-{index}"] = self._get(worker.peak_rss_bytes.remote(), self._worker_name(index))
+        return peaks
+
     def submit(self, plan: RoundPlan) -> None:
         self._get(self._server.open.remote(plan))
         if self._started_s is None:
@@ -86,11 +103,8 @@ class RayRuntime:
         return [_since(event, self._started_s) for event in events]
 
     def finish(self, model_folder: Path) -> FinalState:
-        sha256, server_peak = self._get(self._server.finish.remote(str(model_folder.resolve())))
-        peaks = {"driver": peak_rss_bytes(), "server": server_peak}
-        for index, worker in enumerate(self._workers):
-            peaks[f"worker-{index}"] = self._get(worker.peak_rss_bytes.remote(), self._worker_name(index))
-        return FinalState(sha256, peaks)
+        sha256 = self._get(self._server.finish.remote(str(model_folder.resolve())))
+        return FinalState(sha256, self.peak_rss_bytes())
 
     def close(self) -> None:
         for actor in [*self._workers, self._server]:

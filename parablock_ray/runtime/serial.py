@@ -38,6 +38,14 @@ class SerialRuntime:
     def evaluate(self) -> float:
         return self._master.evaluate()
 
+    def step_seconds(self, num_steps: int) -> Sequence[float]:
+        config = self._setup.config
+        clients = range(config.clients.num)
+        return [self._worker.step_seconds(block, clients, num_steps) for block in range(config.method.num_blocks)]
+
+    def peak_rss_bytes(self) -> dict[str, int]:
+        return {"driver": peak_rss_bytes()}
+
     def submit(self, plan: RoundPlan) -> None:
         if self._started_s is None:
             self._started_s = time.monotonic()
@@ -56,7 +64,7 @@ class SerialRuntime:
 
     def finish(self, model_folder: Path) -> FinalState:
         self._master.export(model_folder)
-        return FinalState(self._master.sha256(), {"driver": peak_rss_bytes()})
+        return FinalState(self._master.sha256(), self.peak_rss_bytes())
 
     def close(self) -> None:
         """Nothing to end: there is one process, the caller's."""

@@ -114,10 +114,13 @@ class ServerActor:
     async def evaluate(self) -> float:
         return await self._run(self._master.evaluate)
 
-    async def finish(self, model_folder: str) -> tuple[str, int]:
-        """Write the model; return its sha256 and this process's peak memory in bytes."""
+    async def finish(self, model_folder: str) -> str:
+        """Write the model; return its sha256."""
         await self._run(lambda: self._master.export(Path(model_folder)))
-        return await self._run(self._master.sha256), peak_rss_bytes()
+        return await self._run(self._master.sha256)
+
+    async def peak_rss_bytes(self) -> int:
+        return peak_rss_bytes()
 
     def _take(self, round: int, client: int, chunk: int, payload: np.ndarray, loop: asyncio.AbstractEventLoop) -> None:
         """In the thread: fold the chunk, and hand what that makes public to the loop, each as soon as it is made."""

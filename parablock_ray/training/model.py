@@ -99,6 +99,18 @@ def model_config(name: str) -> PretrainedConfig:
     return config
 
 
+def model_shapes(name: str) -> dict[str, torch.Tensor]:
+    """The model's parameters by name, tied ones once, as `named_parameters()` has them: shapes without values, on
+    torch's meta device. Loads no weights. Raises UserError as `load_model` does."""
+    config = model_config(name)
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except ValueError as error:
+        raise _cannot_load(name, str(error)) from error
+    return dict(model.named_parameters())
+
+
 def num_layers(config: PretrainedConfig) -> int:
     """How many decoder layers the model has: the most blocks of layers there can be."""
     return int(config.get_text_config().num_hidden_layers)

@@ -1,8 +1,10 @@
 """A worker: one resident model, its engine, and the local training of the clients it hosts, one after the other."""
 
 import math
+import statistics
+import time
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -68,20 +70,11 @@ class Worker:
 
         Raises RunFailed, naming client, round and block, where the loss or the upload is not finite.
         """
-        method = self._config.method
         with named(plan, visit), self._undressed_after():
             self._engine.begin(self._replica.start(plan, visit), plan.lr)
             losses = [
                 self._engine.step(move(batch, self._device))
-                for batch in batches(
-                    self._data.train,
-                    self._data.clients[visit.client],
-                    self._config.seed,
-                    plan.round,
-                    visit.client,
-                    method.local_steps,
-                    method.batch_size,
-                )
+                for batch in self._batches(plan.round, visit.client, self._config.method.local_steps)
             ]
             upload = self._replica.finish(self._engine.end())
             loss = sum(losses) / len(losses)
@@ -101,6 +94,28 @@ class Worker:
             self._engine.begin(self._replica.start(first, Visit(client=0, num_examples=1, share=1.0)), first.lr)
             self._engine.step(batch)
             self._engine.end()
+
+    def step_seconds(self, block: int, clients: Sequence[int], num_steps: int) -> float:
+        """Median seconds of a local step on `block`, of `num_steps` after one that warms up. Changes no weight.
+
+        On real batches of these clients, in turn. Before the first round.
+        """
+        plan = RoundPlan(round=0, block=block, reads=-1, visits=(), lr=0.0)
+        visit = Visit(clients[0], num_examples=1, share=1.0)
+        seconds = []
+        with named(plan, visit), self._undressed_after():
+            self._engine.begin(self._replica.start(plan, visit), plan.lr)
+            for step in range(num_steps + 1):
+                [batch] = self._batches(round=step, client=clients[step % len(clients)], num_steps=1)
+                start_s = time.perf_counter()
+                self._engine.step(move(batch, self._device))
+                seconds.append(time.perf_counter() - start_s)
+            self._engine.end()
+        return statistics.median(seconds[1:])
+
+    def _batches(self, round: int, client: int, num_steps: int) -> Iterator[dict[str, Tensor]]:
+        examples, batch_size = self._data.clients[client], self._config.method.batch_size
+        return batches(self._data.train, examples, self._config.seed, round, client, num_steps, batch_size)
 
     @contextmanager
     def _undressed_after(self) -> Iterator[None]:
