@@ -307,9 +307,9 @@ def replicas(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, torch.nn.Paramet
     made: list[dict[str, torch.nn.Parameter]] = []
     make_replica = worker_module.make_replica
 
-    def noting(config: Any, population: Any, parameters: Any, exact: Any, wire: Any) -> Any:
-        made.append(parameters)
-        return make_replica(config, population, parameters, exact, wire)
+    def noting(config: Any, population: Any, live: Any, wire: Any) -> Any:
+        made.append(live.parameters)
+        return make_replica(config, population, live, wire)
 
     monkeypatch.setattr(worker_module, "make_replica", noting)
     return made

@@ -50,6 +50,7 @@ class FederatedTraining(Strict):
     """Rounds, and how a client trains in one of them."""
 
     by_chunk: ClassVar[bool] = True  # a chunk can be aggregated without its neighbours
+    name: str
     rounds: PositiveInt = 10
     local_steps: PositiveInt = 2
     batch_size: PositiveInt = 4

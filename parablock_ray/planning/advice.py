@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 
 from parablock_ray.algorithms.blocks import num_layers
-from parablock_ray.config.method import FedAvg
+from parablock_ray.config.method import FedBCD, FedCyBGD, ParaBlock
 from parablock_ray.planning.overlap import overlapped, sequential
 from parablock_ray.planning.scenario import Scenario
 
@@ -58,7 +58,7 @@ def _balance(control: Scenario, gain: float) -> Iterator[str]:
 def _balancing_keys(control: Scenario) -> Iterator[tuple[str, float]]:
     """Keys whose value shifts the balance towards compute as it grows, with their largest value."""
     yield "local_steps", math.inf
-    if not isinstance(control.config.method, FedAvg):
+    if isinstance(control.config.method, ParaBlock | FedBCD | FedCyBGD):
         yield "num_blocks", num_layers(control.shapes)
 
 

@@ -1,11 +1,16 @@
 """What the processes of a run hold in memory: an estimate with its parts by name, in bytes."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
+from parablock_ray.algorithms.adapters import Target, all_ranks, find_targets
 from parablock_ray.algorithms.aggregate import new_server_state
+from parablock_ray.algorithms.lora_methods import starts_afresh
+from parablock_ray.algorithms.methods import trains_adapters
+from parablock_ray.config.lora import FactorMethod, FedExLoRA, LoraMethod
 from parablock_ray.planning.scenario import Scenario
 
 EXCLUDED = "activations, and what Python, torch and Ray take themselves"
@@ -34,23 +39,48 @@ def memory(scenario: Scenario) -> tuple[Memory, ...]:
 
 
 def _worker_bytes(scenario: Scenario) -> dict[str, int]:
-    method, layout = scenario.config.method, scenario.layout
-    model_dtype: torch.dtype = getattr(torch, scenario.config.model.dtype)
-    is_narrow = model_dtype.itemsize < _FP32_BYTES  # then there are fp32 masters beside the parameters
-    sizes = sorted((block.num_params for block in layout.blocks), reverse=True)
-    # A visit touches its own block and those of its pending deltas; a narrow model's fp32 values are kept throughout.
-    num_copied = sum(sizes) if is_narrow else sum(sizes[: 1 + method.staleness])
+    method, model_dtype = scenario.config.method, getattr(torch, scenario.config.model.dtype)
+    adapters = trains_adapters(method)
+    trained_dtype: torch.dtype = torch.float32 if adapters else model_dtype
+    is_narrow = trained_dtype.itemsize < _FP32_BYTES  # then there are fp32 masters beside the parameters
+    sizes = sorted((block.num_params for block in scenario.layout.blocks), reverse=True)
     parts = {
-        "model": layout.num_params * model_dtype.itemsize,
-        "clean copies, fp32": num_copied * _FP32_BYTES,
+        "model": scenario.num_params * model_dtype.itemsize,
+        "adapters, fp32": _adapter_params(scenario) * _FP32_BYTES if adapters else 0,
+        "clean copies, fp32": _copied_params(scenario, sizes, is_narrow) * _FP32_BYTES,
         "masters, fp32": sizes[0] * _FP32_BYTES if is_narrow else 0,
-        "gradients": sizes[0] * (model_dtype.itemsize + (_FP32_BYTES if is_narrow else 0)),
+        "gradients": sizes[0] * (trained_dtype.itemsize + (_FP32_BYTES if is_narrow else 0)),
         "Adam moments, fp32": 2 * sizes[0] * _FP32_BYTES if method.local_optimizer == "adamw" else 0,
         "FedProx anchors, fp32": sizes[0] * _FP32_BYTES if method.prox_mu > 0 else 0,
         "trained block, fp32": sizes[0] * _FP32_BYTES,
         "deltas pending or under way": _pending_bytes(scenario),
     }
     return {name: num_bytes for name, num_bytes in parts.items() if num_bytes}
+
+
+def _adapter_params(scenario: Scenario) -> int:
+    """One set for every rank that clients have."""
+    lora = scenario.config.method.lora
+    return sum(target.num_params(rank) for target in _targets(scenario) for rank in all_ranks(lora))
+
+
+def _copied_params(scenario: Scenario, sizes: Sequence[int], is_narrow: bool) -> int:
+    """Committed values beside the live ones: where a pending delta is added, and where the dtype cannot hold them."""
+    method = scenario.config.method
+    if isinstance(method, LoraMethod) and not isinstance(method, FactorMethod):
+        is_merged = isinstance(method, FedExLoRA) or starts_afresh(method)
+        is_kept = is_merged and scenario.config.model.dtype != "float32"
+        return _target_params(scenario) if method.staleness > 0 or is_kept else 0
+    # A visit touches its own block and those of its pending deltas; a narrow model's fp32 values are kept throughout.
+    return sum(sizes) if is_narrow else sum(sizes[: 1 + method.staleness])
+
+
+def _targets(scenario: Scenario) -> Sequence[Target]:
+    return find_targets(scenario.shapes, scenario.config.method.lora.target_modules)
+
+
+def _target_params(scenario: Scenario) -> int:
+    return sum(target.m * target.n for target in _targets(scenario))
 
 
 def _pending_bytes(scenario: Scenario) -> int:
@@ -65,18 +95,32 @@ def _pending_bytes(scenario: Scenario) -> int:
 
 
 def _server_bytes(scenario: Scenario) -> dict[str, int]:
+    parts = {"master model, fp32": scenario.num_params * _FP32_BYTES} | _method_bytes(scenario)
+    return {name: num_bytes for name, num_bytes in parts.items() if num_bytes}
+
+
+def _method_bytes(scenario: Scenario) -> dict[str, int]:
+    """What the server holds beside the model."""
     method, layout = scenario.config.method, scenario.layout
+    # With cut_through all of them until the commit; with store_and_forward those that wait for their turn.
+    uploads = max(sum(visit.up_bytes for visit in load.visits) for load in scenario.loads)
+    frozen = _target_params(scenario) * _FP32_BYTES if trains_adapters(method) else 0
+    if isinstance(method, LoraMethod) and not isinstance(method, FactorMethod):
+        most_down = max(visit.down_bytes for load in scenario.loads for visit in load.visits)
+        return {
+            "adapted weights without factors, fp32": 0 if starts_afresh(method) else frozen,
+            "new adapters, of rounds not forgotten": (2 + method.staleness) * most_down,
+            "uploads of a round": (1 + method.staleness) * uploads,
+        }
     largest = max(block.num_params for block in layout.blocks)
     num_trained = layout.num_params - layout.num_frozen_params
     num_vectors = len(new_server_state(method.server_optimizer, 0, torch.float32))
-    cohort = max(len(load.visits) for load in scenario.loads)
-    parts = {
-        "master model, fp32": layout.num_params * _FP32_BYTES,
+    return {
+        "adapted weights without factors, fp32": frozen,
+        "adapters, fp32": num_trained * _FP32_BYTES if trains_adapters(method) else 0,
         "previous values, fp32": method.staleness * largest * _FP32_BYTES,
         # A sum for each round that clients may be in, and the value that the oldest of them is stepped into.
         "sums and new value, fp32": (method.staleness + 2) * largest * _FP32_BYTES,
         "server optimizer, fp32": num_vectors * num_trained * _FP32_BYTES,
-        # With cut_through all of them until the commit; with store_and_forward those that wait for their turn.
-        "uploads kept, at most": cohort * scenario.wire.num_bytes(largest),
+        "uploads kept, at most": uploads,
     }
-    return {name: num_bytes for name, num_bytes in parts.items() if num_bytes}

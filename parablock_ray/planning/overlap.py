@@ -1,5 +1,6 @@
 """The same training without overlap and with it: what a plan compares."""
 
+from parablock_ray.config.lora import FactorMethod, FLoRA, FLoRIST, TotalsMethod
 from parablock_ray.config.method import FedAvg, FedBCD, FedCyBGD, ParaBlock
 from parablock_ray.planning.scenario import Scenario
 
@@ -13,10 +14,10 @@ def sequential(scenario: Scenario) -> Scenario:
         case ParaBlock():
             shared = method.model_dump(exclude=_OWN_KEYS)
             return scenario.training(FedBCD.model_validate({"name": "fedbcd", **shared}))
-        case FedAvg():
-            return scenario.with_key("staleness", 0)
-        case FedBCD() | FedCyBGD():
+        case FedBCD() | FedCyBGD() | TotalsMethod():
             return scenario
+        case FedAvg() | FactorMethod() | FLoRA() | FLoRIST():
+            return scenario.with_key("staleness", 0)
 
 
 def overlapped(scenario: Scenario) -> Scenario | None:
@@ -26,7 +27,7 @@ def overlapped(scenario: Scenario) -> Scenario | None:
         case FedBCD():
             shared = method.model_dump(exclude=_OWN_KEYS)
             return scenario.training(ParaBlock.model_validate({"name": "parablock", **shared}))
-        case ParaBlock() | FedAvg():
-            return scenario.with_key("staleness", max(1, method.staleness))
-        case FedCyBGD():
+        case FLoRIST(round_init="carry") | FedCyBGD() | TotalsMethod():
             return None
+        case ParaBlock() | FedAvg() | FactorMethod() | FLoRA() | FLoRIST():
+            return scenario.with_key("staleness", max(1, method.staleness))

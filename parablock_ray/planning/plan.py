@@ -156,6 +156,8 @@ def _case(scenario: Scenario, pipeline: str, exchange: str, control_s: float, is
     method, network = scenario.config.method, scenario.config.network
     is_configured = is_own and (pipeline, exchange) == (network.pipeline, network.exchange)
     case = Case(method.name, method.staleness, pipeline, exchange, is_configured, None, None, None, None)
+    if exchange == "cut_through" and not method.by_chunk:
+        return replace(case, left_out="its server needs whole adapters before it can publish a chunk")
     try:
         total_s = scenario.total_s(network.model_copy(update={"pipeline": pipeline, "exchange": exchange}))
     except UserError as error:

@@ -7,15 +7,16 @@ from functools import cached_property
 
 from torch import Tensor
 
-from parablock_ray.algorithms.base import RoundPlan, Server, Visit
-from parablock_ray.algorithms.blocks import BlockLayout, make_layout
-from parablock_ray.algorithms.methods import make_method, make_server
+from parablock_ray.algorithms.base import RoundPlan, Visit
+from parablock_ray.algorithms.blocks import BlockLayout
+from parablock_ray.algorithms.methods import make_method
 from parablock_ray.algorithms.population import Population
 from parablock_ray.algorithms.wire import Wire
 from parablock_ray.config import Config
 from parablock_ray.config.method import MethodConfig
 from parablock_ray.config.network import NetworkConfig
 from parablock_ray.network.timeline import RoundLoad, VisitLoad
+from parablock_ray.planning.sizes import VisitSizes, make_sizes, trained_layout
 from parablock_ray.pricing import Pricing
 from parablock_ray.runtime.base import worker_of
 
@@ -36,7 +37,13 @@ class Scenario:
 
     @cached_property
     def layout(self) -> BlockLayout:
-        return make_layout(self.shapes, self.config.method.num_blocks, self.config.method.parameters)
+        """What is trained, in blocks."""
+        return trained_layout(self.config, self.shapes)
+
+    @property
+    def num_params(self) -> int:
+        """Of the model, tied ones once; without adapters."""
+        return sum(tensor.numel() for tensor in self.shapes.values())
 
     @cached_property
     def wire(self) -> Wire:
@@ -50,24 +57,23 @@ class Scenario:
     def loads(self) -> list[RoundLoad]:
         """What every client computes and sends in every round."""
         method = make_method(self.config.method, self.population)
-        server = make_server(self.config.method, self.population, self.shapes, self.wire, cut_through=False)
+        sizes = make_sizes(self.config, self.population, self.shapes, self.wire)
         loads = []
         for round in range(method.num_rounds):
             plan = method.plan(round)
-            server.open(plan)  # it keeps the book on who misses what; of the model it sees shapes only
-            visits = tuple(self._visit_load(plan, visit, server) for visit in plan.visits)
+            sizes.open(plan)
+            visits = tuple(self._visit_load(plan, visit, sizes.of(plan, visit)) for visit in plan.visits)
             loads.append(RoundLoad(round, plan.reads, visits))
         return loads
 
-    def _visit_load(self, plan: RoundPlan, visit: Visit, server: Server) -> VisitLoad:
-        block_bytes = self.wire.num_bytes(self.layout.blocks[plan.block].num_params)
+    def _visit_load(self, plan: RoundPlan, visit: Visit, sizes: VisitSizes) -> VisitLoad:
         return VisitLoad(
             client=visit.client,
             worker=worker_of(visit.client, self.num_workers),
             compute_s=self.pricing.visit_s(visit.client, self.step_s[plan.block]),
-            up_bytes=block_bytes,
-            down_bytes=block_bytes,
-            catch_up_bytes=self.wire.num_bytes(server.catch_up_params(visit.client, plan.round)),
+            up_bytes=self.wire.num_bytes(sizes.up),
+            down_bytes=self.wire.num_bytes(sizes.down),
+            catch_up_bytes=self.wire.num_bytes(sizes.catch_up),
         )
 
     def total_s(self, network: NetworkConfig) -> float:

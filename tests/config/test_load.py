@@ -117,7 +117,7 @@ def test_one_default_file_may_serve_two(tmp_path: Path) -> None:
         ("tracking.wandb=on", "tracking.wandb: must be 'auto', 'offline', 'online' or 'off' (got true)"),
         ("rounds=3", "rounds: unknown key; did you mean 'method.rounds'? (allowed: name, seed"),
         ("colour=red", "colour: unknown key (allowed: name, seed"),
-        ("method.num_block=3", "method.num_block: unknown key; did you mean 'num_blocks'? (allowed: rounds, "),
+        ("method.num_block=3", "method.num_block: unknown key; did you mean 'num_blocks'? (allowed: name, rounds, "),
         ("method.name=fedbcd method.correction=own", "method.correction: unknown key with this method.name (allowed: "),
         (
             "method.name=parablok",
