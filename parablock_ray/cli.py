@@ -97,7 +97,7 @@ def compare(folders: Annotated[list[Path], typer.Argument(metavar="RUN_DIR", hel
     """Put finished runs side by side; speed-ups are over the first."""
     from rich.console import Console
 
-    from parablock_ray.tracking.compare import MIN_WIDTH, comparison_table, differences, read_run, setting
+    from parablock_ray.tracking.compare import MIN_WIDTH, comparison_table, differences, lora_table, read_run, setting
 
     with _exit_codes():
         runs = [read_run(folder) for folder in folders]
@@ -105,6 +105,10 @@ def compare(folders: Annotated[list[Path], typer.Argument(metavar="RUN_DIR", hel
         console.width = max(console.width, MIN_WIDTH)  # without a terminal it is 80, which would cut columns
         console.print(setting(runs[0]), highlight=False, soft_wrap=True)
         console.print(comparison_table(runs))
+        measures = lora_table(runs)
+        if measures:
+            console.print()
+            console.print(measures)
         different = differences([run.config for run in runs])
         if different:
             typer.echo(f"warning: not only the method differs between these runs: {', '.join(different)}", err=True)
@@ -133,6 +137,33 @@ def reprice(
         except OSError as error:
             raise UserError(f"--out: cannot write to {timeline}: {error.strerror}") from None
         typer.echo(f"timeline: {timeline} (opens in ui.perfetto.dev)")
+
+
+@app.command("lora-sweep")
+def lora_sweep(
+    folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run with method.keep_uploads=true.")],
+    thresholds: Annotated[str, typer.Option(help="With commas between; each over 0 and at most 1.")] = (
+        "0.5,0.7,0.8,0.9,0.95,0.99,1"
+    ),
+    out: Annotated[Path | None, typer.Option(help="A CSV file, and beside it an SVG; else RUN_DIR/lora_sweep.csv.")] = (
+        None
+    ),
+) -> None:
+    """Show held-out loss against compression for FLoRIST's threshold, from the adapters that a run's clients sent."""
+    from rich.console import Console
+
+    with _exit_codes():
+        from parablock_ray.lora_sweep import numbers, sweep, sweep_table, write_csv, write_svg  # takes seconds
+        from parablock_ray.tracking.compare import MIN_WIDTH
+
+        points = sweep(folder, numbers(thresholds))
+        console = Console()
+        console.width = max(console.width, MIN_WIDTH)
+        console.print(sweep_table(points))
+        table = out or folder / "lora_sweep.csv"
+        write_csv(points, table)
+        write_svg(points, table.with_suffix(".svg"))
+        typer.echo(f"written: {table}, {table.with_suffix('.svg')}")
 
 
 def _described(config: Config) -> str:

@@ -1,6 +1,7 @@
 """One experiment, from a config to its run folder: plan rounds, hand them out, write down what happens."""
 
 import json
+import logging
 import math
 import platform
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,21 +13,26 @@ from typing import Any
 from rich.console import Console
 
 from parablock_ray import __version__
+from parablock_ray.algorithms.adapters import check_adapters
 from parablock_ray.algorithms.base import Method
 from parablock_ray.algorithms.blocks import check_num_blocks
-from parablock_ray.algorithms.methods import make_method
+from parablock_ray.algorithms.methods import make_method, trains_adapters
 from parablock_ray.algorithms.population import Population
 from parablock_ray.config import Config, save_resolved
 from parablock_ray.errors import RunFailed, UserError
+from parablock_ray.lora_measures import lora_measures
 from parablock_ray.pricing import Pricing, VirtualBook, price
 from parablock_ray.runtime import RunSetup, Runtime, make_runtime
 from parablock_ray.tracking.events import Event, as_row
+from parablock_ray.tracking.kept_ranks import kept_ranks, rank_figure, write_rank_table
 from parablock_ray.tracking.rounds import RoundBook
 from parablock_ray.tracking.sinks import Sink, open_sinks
 from parablock_ray.tracking.trace import chrome_trace, gantt_svg
 from parablock_ray.training.data import FederatedData, build_data
 from parablock_ray.training.engine import make_engine
-from parablock_ray.training.model import load_tokenizer, max_context, model_config, num_layers
+from parablock_ray.training.model import load_tokenizer, max_context, model_config, model_shapes, num_layers
+
+_logger = logging.getLogger(__name__)
 
 _RUN_FILES = ("config.yaml", "events.jsonl", "metrics.jsonl")
 _ROUNDS_AHEAD = 2  # plans lie ready beyond what staleness needs, so that no client waits for the driver
@@ -57,6 +63,7 @@ def run(config: Config) -> dict[str, Any]:
         final = runtime.finish(out / "model")
         timeline, priced = price(events, pricing)
         write_trace(out, config, priced if virtual else events)
+        write_kept_ranks(out, events)
         summary = {
             "status": "done",
             "name": config.name,
@@ -68,6 +75,7 @@ def run(config: Config) -> dict[str, Any]:
             "loss_before": loss_before,
             "loss_after": loss_after,
             **summed(rows, bound_s=timeline.seconds, mode=config.network.mode),
+            **lora_measures(config, population, events),
             "weights_sha256": final.weights_sha256,
             "peak_rss_bytes": final.peak_rss_bytes,
             "versions": made_with,
@@ -81,6 +89,10 @@ def prepare(config: Config) -> tuple[FederatedData, Population]:
     """The clients' data and who they are. Raises UserError for what could not run."""
     shape, tokenizer = model_config(config.model.name), load_tokenizer(config.model.name)
     check_num_blocks(config.method.num_blocks, num_layers(shape))
+    if trains_adapters(config.method):
+        lora, shapes = config.method.lora, model_shapes(config.model.name)
+        for oddity in check_adapters(lora, shapes, config.clients.num, config.seed):
+            _logger.warning(oddity)
     data = build_data(config.data, config.clients.num, config.seed, tokenizer, max_context(shape))
     num_examples = tuple(len(indices) for indices in data.clients)
     per_round = config.clients.per_round or config.clients.num
@@ -118,7 +130,7 @@ def summed(rows: Sequence[Mapping[str, Any]], bound_s: float, mode: str) -> dict
         "seconds_bound": bound_s,
         "seconds_mode": mode,
         "overlap_efficiency": bound_s / seconds,
-        **{key: sum(row[key] for row in rows) for key in ("bytes_up", "bytes_down", "bytes_catch_up")},
+        **{key: sum(row[key] for row in rows) for key in ("bytes_up", "bytes_down", "bytes_catch_up", "server_s")},
     }
 
 
@@ -127,6 +139,14 @@ def write_trace(out: Path, config: Config, events: Sequence[Event]) -> None:
     about = f"{config.name}: {config.method.name}, network.mode {config.network.mode}"
     (out / "trace.json").write_text(json.dumps(chrome_trace(events, run=about)) + "\n", "utf-8")
     (out / "timeline.svg").write_text(gantt_svg(events, about), "utf-8")
+
+
+def write_kept_ranks(out: Path, events: Sequence[Event]) -> None:
+    """`ranks.csv` and `ranks.svg`, of methods that cut."""
+    by_round = kept_ranks(events)
+    if by_round:
+        write_rank_table(by_round, out / "ranks.csv")
+        rank_figure(by_round).savefig(out / "ranks.svg", format="svg")
 
 
 def refuse_used_folder(out: Path) -> None:

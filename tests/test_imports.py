@@ -15,6 +15,8 @@ RANKS = {
     "planning": 6,
     "driver": 5,
     "reprice": 5,
+    "lora_sweep": 6,
+    "lora_measures": 4,
     "runtime": 4,
     "training": 3,
     "pricing": 3,

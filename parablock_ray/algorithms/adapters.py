@@ -76,6 +76,19 @@ def all_ranks(lora: LoraConfig) -> tuple[int, ...]:
     return tuple(sorted(set(lora.ranks)))
 
 
+def check_adapters(lora: LoraConfig, parameters: Mapping[str, Tensor], num_clients: int, seed: int) -> Iterator[str]:
+    """What is odd about these adapters, in sentences. Raises UserError for what cannot be."""
+    targets = find_targets(parameters, lora.target_modules)
+    largest = max(client_ranks(lora, num_clients, seed))
+    narrow = min(targets, key=lambda target: min(target.m, target.n))
+    full = min(narrow.m, narrow.n)
+    if largest > full:
+        yield (
+            f"method.lora.ranks: {largest} is above the full rank {full} of {narrow.name} ({narrow.m} by {narrow.n}): "
+            "it trains and sends more parameters than the weight itself could use"
+        )
+
+
 def random_A(target: Target, rank: int, seed: int, *keys: int) -> Tensor:
     """A fresh A (rank×n), fp32: uniform within ±1/√n, as LoRA (arXiv 2106.09685) and PEFT begin. B begins at 0.
 

@@ -4,7 +4,7 @@ The runtimes know these protocols and no method by name.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor
@@ -81,11 +81,15 @@ class ModuleRank:
 
 @dataclass(frozen=True)
 class Commit:
-    """Round `round` is now part of the model. `update_norm` is the L2 norm of G_t."""
+    """Round `round` is now part of the model. `update_norm` is the L2 norm of G_t.
+
+    `uploads`: client → what it sent, flat, in the wire dtype; of methods that are told to keep them.
+    """
 
     plan: RoundPlan
     update_norm: float
     module_ranks: tuple[ModuleRank, ...] = ()
+    uploads: Mapping[int, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

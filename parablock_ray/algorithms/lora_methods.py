@@ -30,7 +30,7 @@ from parablock_ray.config.lora import (
 )
 
 Collecting = TotalsMethod | FLoRA | FLoRIST
-"""Methods whose server needs all adapters of a round before it can make anything of them."""
+"""`CollectingMethod` by its kinds."""
 
 
 @dataclass(frozen=True)

@@ -166,7 +166,7 @@ class LoraServer:
             )
             for variant in sorted({visit.variant for visit in plan.visits}):
                 yield from self._published(plan.round, variant)
-            yield self._commit(plan, made)
+            yield self._commit(current, made)
 
     def _aggregate(self, current: _OpenRound) -> Iterator[ModuleUpdate]:
         """The rule, module after module."""
@@ -211,7 +211,8 @@ class LoraServer:
             ranks += [each.rank if each else 0 for each in (factors, made.merge)]
         return Update(round, 0, variant, joined(pairs).to(self._wire.dtype), tuple(ranks))
 
-    def _commit(self, plan: RoundPlan, made: Sequence[ModuleUpdate]) -> Commit:
+    def _commit(self, current: _OpenRound, made: Sequence[ModuleUpdate]) -> Commit:
+        plan = current.plan
         if made[0].factors is not None and self._merged is self._weights:
             self._merged = [weight.clone() for weight in self._weights]
         for merged, each in zip(self._merged, made, strict=True):
@@ -221,7 +222,8 @@ class LoraServer:
         self.num_committed += 1
         parts = [part for each in made for part in (each.factors, each.merge) if part]
         norm = sum(update_norm(part) ** 2 for part in parts) ** 0.5
-        return Commit(plan, norm, tuple(self._module_ranks(made)))
+        kept = {visit.client: current.upload(visit.client) for visit in plan.visits if self._config.keep_uploads}
+        return Commit(plan, norm, tuple(self._module_ranks(made)), kept)
 
     def _module_ranks(self, made: Sequence[ModuleUpdate]) -> Iterator[ModuleRank]:
         for target, each in zip(self._targets, made, strict=True):

@@ -2,7 +2,16 @@
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Discriminator, Field, NonNegativeInt, PositiveFloat, PositiveInt, Tag, field_validator
+from pydantic import (
+    Discriminator,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
 from parablock_ray.config.base import Strict
 from parablock_ray.config.training import FederatedTraining, ServerOptimizer, ServerSGD
@@ -36,6 +45,12 @@ class LoraConfig(Strict):
     ranks: Ranks = 16  # one for all clients, a list with one for each, or {dist: choice, of: [4, 8, 16]}
     alpha: PositiveFloat = 16.0
     target_modules: Annotated[tuple[str, ...], Field(min_length=1)] = ("q_proj", "v_proj")
+
+    def ranks_described(self) -> str:
+        """For people: `16`, `4 to 64`."""
+        ranks = self.ranks.of if isinstance(self.ranks, RankChoice) else self.ranks
+        low, high = (ranks, ranks) if isinstance(ranks, int) else (min(ranks), max(ranks))
+        return f"{low}" if low == high else f"{low} to {high}"
 
 
 class LoraMethod(FederatedTraining):
@@ -71,17 +86,25 @@ class FFALoRA(FactorMethod):
     name: Literal["ffa_lora"]
 
 
-class TotalsMethod(LoraMethod):
-    """Clients send whole factors, from which the server makes new ones."""
+class CollectingMethod(LoraMethod):
+    """The server needs all adapters of a round before it can make anything of them."""
 
     by_chunk: ClassVar[bool] = False
-    correction: ClassVar[str] = "own"  # nothing is ever pending
     staleness: NonNegativeInt = 0
+    keep_uploads: bool = False  # every client's adapters of every round, in the run folder, for `parablock lora-sweep`
+
+
+class TotalsMethod(CollectingMethod):
+    """Clients send whole factors, from which the server makes new ones."""
+
+    correction: ClassVar[str] = "own"  # nothing is ever pending
 
     @field_validator("staleness")
     @classmethod
     def _has_no_delta(cls, staleness: int) -> int:
-        return _sequential(staleness)
+        if staleness > 0:
+            raise ValueError(_why_sequential(staleness))
+        return staleness
 
 
 class ZeroPad(TotalsMethod):
@@ -113,33 +136,30 @@ class FlexLoRA(TotalsMethod):
     name: Literal["flexlora"]
 
 
-class FLoRA(LoraMethod):
+class FLoRA(CollectingMethod):
     """FLoRA (arXiv 2409.05976): the stack of all adapters is merged; fresh adapters in every round."""
 
-    by_chunk: ClassVar[bool] = False
     name: Literal["flora"]
-    staleness: NonNegativeInt = 0
     correction: Correction = "own"
 
 
-class FLoRIST(LoraMethod):
+class FLoRIST(CollectingMethod):
     """FLoRIST (arXiv 2506.09199): the best approximation of the update that keeps `threshold` of its energy.
 
     `round_init`: `merge` it and start fresh adapters (the paper), or `carry` on from it, cut to each client's rank.
     """
 
-    by_chunk: ClassVar[bool] = False
     name: Literal["florist"]
     threshold: Ratio = 0.95
     max_rank: PositiveInt | None = None
     round_init: Literal["merge", "carry"] = "merge"
-    staleness: NonNegativeInt = 0
     correction: Correction = "own"
 
-    @field_validator("staleness")
-    @classmethod
-    def _carry_has_no_delta(cls, staleness: int, info: Any) -> int:
-        return _sequential(staleness) if info.data.get("round_init") == "carry" else staleness
+    @model_validator(mode="after")
+    def _carry_has_no_delta(self) -> "FLoRIST":
+        if self.round_init == "carry" and self.staleness > 0:
+            raise ValueError(f"staleness {_why_sequential(self.staleness)}")
+        return self
 
 
 def with_equal_ranks(lora: LoraConfig) -> LoraConfig:
@@ -153,11 +173,9 @@ def with_equal_ranks(lora: LoraConfig) -> LoraConfig:
     return lora
 
 
-def _sequential(staleness: int) -> int:
-    if staleness > 0:
-        raise ValueError(
-            f"must be 0 (got {staleness}): each round's adapters replace the last ones as a whole, so with staleness "
-            "the even and the odd rounds would be two runs that know nothing of each other; fedit, ffa_lora, flora and "
-            "florist with round_init: merge can overlap"
-        )
-    return staleness
+def _why_sequential(staleness: int) -> str:
+    return (
+        f"must be 0 (got {staleness}): each round's adapters replace the last ones as a whole, so with staleness the "
+        "even and the odd rounds would be two runs that know nothing of each other; fedit, ffa_lora, flora and florist "
+        "with round_init: merge can overlap"
+    )

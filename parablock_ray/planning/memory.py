@@ -10,7 +10,7 @@ from parablock_ray.algorithms.adapters import Target, all_ranks, find_targets
 from parablock_ray.algorithms.aggregate import new_server_state
 from parablock_ray.algorithms.lora_methods import starts_afresh
 from parablock_ray.algorithms.methods import trains_adapters
-from parablock_ray.config.lora import FactorMethod, FedExLoRA, LoraMethod
+from parablock_ray.config.lora import CollectingMethod, FedExLoRA
 from parablock_ray.planning.scenario import Scenario
 
 EXCLUDED = "activations, and what Python, torch and Ray take themselves"
@@ -67,7 +67,7 @@ def _adapter_params(scenario: Scenario) -> int:
 def _copied_params(scenario: Scenario, sizes: Sequence[int], is_narrow: bool) -> int:
     """Committed values beside the live ones: where a pending delta is added, and where the dtype cannot hold them."""
     method = scenario.config.method
-    if isinstance(method, LoraMethod) and not isinstance(method, FactorMethod):
+    if isinstance(method, CollectingMethod):
         is_merged = isinstance(method, FedExLoRA) or starts_afresh(method)
         is_kept = is_merged and scenario.config.model.dtype != "float32"
         return _target_params(scenario) if method.staleness > 0 or is_kept else 0
@@ -105,7 +105,7 @@ def _method_bytes(scenario: Scenario) -> dict[str, int]:
     # With cut_through all of them until the commit; with store_and_forward those that wait for their turn.
     uploads = max(sum(visit.up_bytes for visit in load.visits) for load in scenario.loads)
     frozen = _target_params(scenario) * _FP32_BYTES if trains_adapters(method) else 0
-    if isinstance(method, LoraMethod) and not isinstance(method, FactorMethod):
+    if isinstance(method, CollectingMethod):
         most_down = max(visit.down_bytes for load in scenario.loads for visit in load.visits)
         return {
             "adapted weights without factors, fp32": 0 if starts_afresh(method) else frozen,

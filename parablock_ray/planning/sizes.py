@@ -16,7 +16,7 @@ from parablock_ray.algorithms.methods import make_server
 from parablock_ray.algorithms.population import Attendance, Population
 from parablock_ray.algorithms.wire import Wire
 from parablock_ray.config import Config
-from parablock_ray.config.lora import FactorMethod, FedExLoRA, FFALoRA, FLoRIST, LoraMethod, ZeroPad
+from parablock_ray.config.lora import CollectingMethod, FedExLoRA, FFALoRA, FLoRIST, LoraMethod, ZeroPad
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Sizes(Protocol):
 def make_sizes(config: Config, population: Population, shapes: Mapping[str, Tensor], wire: Wire) -> Sizes:
     """For the config's method. `shapes`: the model's parameters by name, of which no values are read."""
     method = config.method
-    if isinstance(method, LoraMethod) and not isinstance(method, FactorMethod):
+    if isinstance(method, CollectingMethod):
         return _WholeAdapters(method, population, shapes)
     return _Blocks(config, population, shapes, wire)
 

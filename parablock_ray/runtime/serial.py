@@ -13,6 +13,7 @@ from parablock_ray.runtime.base import FinalState, RunSetup, RuntimeInfo, commit
 from parablock_ray.runtime.memory import peak_rss_bytes
 from parablock_ray.tracking.events import Event, Phase, Span
 from parablock_ray.training.master import Master
+from parablock_ray.training.uploads import write_uploads
 from parablock_ray.training.worker import Worker
 
 
@@ -90,6 +91,7 @@ class SerialRuntime:
             for made in self._master.server.receive(plan.round, visit.client, chunk, upload[start:end]):
                 if isinstance(made, Commit):
                     server_s = self._server_s + self._now_s() - start_s
+                    write_uploads(Path(self._setup.config.out), plan.round, made.uploads)
                     self._events.append(committed_event(made, self._now_s(), server_s))
                 else:
                     self._published_bytes[made.round, made.variant] += made.values.nbytes

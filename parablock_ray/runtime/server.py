@@ -22,6 +22,7 @@ from parablock_ray.runtime.exchange import Stream, as_payload, from_payload
 from parablock_ray.runtime.memory import peak_rss_bytes
 from parablock_ray.tracking.events import Committed, Event, Span
 from parablock_ray.training.master import Master
+from parablock_ray.training.uploads import write_uploads
 
 T = TypeVar("T")
 _APART = torch.empty(0)
@@ -132,6 +133,7 @@ class ServerActor:
                 loop.call_soon_threadsafe(stream.put, ray.put(as_payload(made.values)), made.is_last)
             else:
                 server_s = self._server_s.pop(made.plan.round, 0.0) + time.perf_counter() - start_s
+                write_uploads(self._run_folder, made.plan.round, made.uploads)
                 loop.call_soon_threadsafe(self._commit, committed_event(made, time.time(), server_s))
                 start_s = time.perf_counter()
         self._server_s[round] += time.perf_counter() - start_s

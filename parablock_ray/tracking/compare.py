@@ -83,6 +83,30 @@ def _cells(run: FinishedRun, runs: Sequence[FinishedRun]) -> dict[str, str]:
     }
 
 
+def lora_table(runs: Sequence[FinishedRun]) -> Table | None:
+    """Of the runs of federated LoRA what travelled, in the measures of FLoRIST's paper, a client's of a round; and for
+    how long the server computed."""
+    lora = [run for run in runs if "lora_download_efficiency" in run.summary]
+    if not lora:
+        return None
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("run", overflow="fold")
+    for header in ("ranks", "loss\nafter", "download\nefficiency", "megabits\nup", "megabits\ndown", "server\nseconds"):
+        table.add_column(header, justify="right", no_wrap=True)
+    for run in lora:
+        summary = run.summary
+        table.add_row(
+            _label(run, runs),
+            run.config.method.lora.ranks_described(),
+            f"{summary['loss_after']:.4f}",
+            f"{summary['lora_download_efficiency']:.2e}",
+            f"{summary['lora_megabits_up']:.1f}",
+            f"{summary['lora_megabits_down']:.1f}",
+            f"{summary['server_s']:.2f}",
+        )
+    return table
+
+
 def _label(run: FinishedRun, runs: Sequence[FinishedRun]) -> str:
     """The run's name, or its folder where others have the same name."""
     same_name = [other for other in runs if other.config.name == run.config.name]

@@ -6,6 +6,7 @@ import netrc
 import os
 from collections import deque
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
@@ -17,6 +18,8 @@ from rich.table import Table
 
 from parablock_ray.config import Config
 from parablock_ray.errors import UserError
+from parablock_ray.tracking.events import Event, from_row
+from parablock_ray.tracking.kept_ranks import HEADER, kept_ranks, rank_figure, rank_rows
 
 Row = dict[str, Any]
 
@@ -162,17 +165,32 @@ class WandbSink:
         self._run = _start_run(config)
         self._finished = False
         self._warned = False
+        self._commits: list[Event] = []  # of methods that cut
 
     def event(self, row: Row) -> None:
-        pass
+        if row.get("kept_ranks"):
+            self._commits.append(from_row(row))
 
     def round(self, row: Row) -> None:
         # Left open, the last round would be written after the summary, over its keys of the same name.
         self._attempt(lambda: self._run.log(row, step=row["round"], commit=True))
 
     def finish(self, summary: Row) -> None:
+        if self._commits:
+            self._attempt(self._log_kept_ranks)
         self._attempt(lambda: self._run.summary.update(summary))
         self._finished = True
+
+    def _log_kept_ranks(self) -> None:
+        import wandb
+        from PIL import Image  # comes with matplotlib
+
+        by_round = kept_ranks(self._commits)
+        table = wandb.Table(columns=list(HEADER), data=[list(row) for row in rank_rows(by_round)])
+        picture = BytesIO()
+        rank_figure(by_round).savefig(picture, format="png", dpi=150)
+        # A row of its own: every round's is closed.
+        self._run.log({"kept_ranks": table, "kept_ranks_picture": wandb.Image(Image.open(picture))})
 
     def close(self) -> None:
         self._attempt(lambda: self._run.finish(exit_code=0 if self._finished else 1))
