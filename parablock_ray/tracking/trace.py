@@ -27,12 +27,18 @@ def chrome_trace(events: Iterable[Event], **about: Any) -> dict[str, Any]:
     """The events in Chrome's trace format. `about`: what else to say, under `otherData`.
 
     A client is a process with a row for each phase, and one more where two transfers of a phase overlap (the one
-    still on its way, the next on the line): rows must not hold overlapping spans. The server's row has its commits.
+    still on its way, the next on the line): rows must not hold overlapping spans. The server has a row of commits, and
+    one of its arithmetic: as long as it took for the round in all, drawn to end at the commit and to begin no sooner
+    than at the last one.
     """
     events = list(events)
     spans = sorted((event for event in events if isinstance(event, Span)), key=lambda span: span.start_s)
     rows = [_name("process_name", _SERVER, 0, "server"), _name("thread_name", _SERVER, 0, "commits")]
-    rows += [_commit_row(event) for event in events if isinstance(event, Committed)]
+    rows.append(_name("thread_name", _SERVER, 1, "aggregation"))
+    last_s = 0.0
+    for commit in sorted((event for event in events if isinstance(event, Committed)), key=lambda each: each.time_s):
+        rows += [_commit_row(commit), _aggregation_row(commit, last_s)]
+        last_s = commit.time_s
     for client, worker in sorted({(span.client, span.worker) for span in spans}):
         rows.append(_name("process_name", client + 1, 0, f"client {client} (worker {worker})"))
     free_s: defaultdict[tuple[int, Phase], list[float]] = defaultdict(list)  # by lane
@@ -74,6 +80,20 @@ def _commit_row(commit: Committed) -> dict[str, Any]:
         "tid": 0,
         "ts": commit.time_s * _MICROSECONDS,
         "args": {"round": commit.round, "block": commit.block, "participants": len(commit.participants)},
+    }
+
+
+def _aggregation_row(commit: Committed, last_s: float) -> dict[str, Any]:
+    start_s = max(last_s, commit.time_s - commit.server_s)
+    return {
+        "name": f"aggregate {commit.round}",
+        "cat": "aggregation",
+        "ph": "X",
+        "pid": _SERVER,
+        "tid": 1,
+        "ts": start_s * _MICROSECONDS,
+        "dur": (commit.time_s - start_s) * _MICROSECONDS,
+        "args": {"round": commit.round, "block": commit.block, "server_s": commit.server_s},
     }
 
 

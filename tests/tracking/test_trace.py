@@ -21,12 +21,15 @@ def test_spans_and_commits_are_the_events() -> None:
     events = [*overlapped_run(), *LATENT]
     trace = json.loads(json.dumps(chrome_trace(events, run="small")))
     assert trace["otherData"] == {"run": "small"}
-    bars = [row for row in trace["traceEvents"] if row["ph"] == "X"]
+    bars = [row for row in trace["traceEvents"] if row["ph"] == "X" and row["cat"] != "aggregation"]
     drawn = [(b["cat"], b["args"]["round"], b["pid"] - 1, b["ts"] / 1e6, (b["ts"] + b["dur"]) / 1e6) for b in bars]
     told = [(s.phase, s.round, s.client, s.start_s, s.end_s) for s in spans_of(events)]
     assert sorted(drawn) == sorted(told)  # exact: the times are multiples of a quarter
     commits = {row["args"]["round"]: row["ts"] / 1e6 for row in trace["traceEvents"] if row["ph"] == "i"}
     assert commits == {0: 2.5, 1: 4.5, 2: 6.75}
+    aggregations = [row for row in trace["traceEvents"] if row.get("cat") == "aggregation"]
+    assert [(row["ts"] + row["dur"]) / 1e6 for row in aggregations] == list(commits.values())
+    assert [row["dur"] / 1e6 for row in aggregations] == [row["args"]["server_s"] for row in aggregations] == [0.25] * 3
 
 
 def test_a_row_holds_no_two_spans_at_once_and_is_named_after_its_phase() -> None:
