@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from parablock_ray.planning.command import make_plan
+from parablock_ray.planning.tables import parts
 from parablock_ray.training.model import model_shapes
 from tests.runtime.lora_runs import METHODS, MIXED, lora_config, run_lora
 
@@ -45,6 +46,7 @@ def test_what_florist_may_keep_is_bounded_by_max_rank(tmp_path: Path) -> None:
         traffic = make_plan(each, None).traffic
         sizes = [traffic[name].round_bytes for name in ("up", "down")]
         assert sizes == [2 * widths * sum(MIXED), 2 * widths * num_kept * len(MIXED)]
+    assert "downloads are the most that florist may keep" in "".join(map(str, parts(make_plan(config, None))))
 
 
 def is_target(name: str) -> bool:

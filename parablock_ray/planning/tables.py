@@ -18,8 +18,10 @@ def parts(plan: Plan) -> Iterator[Table | str]:
     yield _blocks(plan)
     yield f"\nseconds: * as configured, speed over {plan.cases[0].method} on the same network"
     yield _cases(plan)
-    yield from (f"left out: {_name(case)}: {case.left_out}" for case in plan.cases if case.left_out)
-    yield "\nbytes, as configured"
+    left_out = (f"left out: {_name(case)}: {case.left_out}" for case in plan.cases if case.left_out)
+    yield from dict.fromkeys(left_out)  # once, whatever the staleness
+    at_most = "; downloads are the most that florist may keep" if plan.configured.method == "florist" else ""
+    yield f"\nbytes, as configured{at_most}"
     yield _traffic(plan)
     yield f"\nmemory of a process, estimated; excluded are {EXCLUDED}"
     yield _memory(plan)
