@@ -38,7 +38,7 @@ demo: $(DEMO) ## Fine-tune SmolLM2-135M with FedBCD, then with ParaBlock, and co
 	$(BIN)/parablock compare $(DEMO_OUT)/demo_fedbcd $(DEMO_OUT)/demo_parablock
 
 test: $(DEV) ## Run the tests, without the slow ones and those that need a GPU.
-	$(PYTEST) -m "not slow and not gpu" $(ARGS)
+	$(PYTEST) -m "not slow and not gpu" -n 2 --dist loadfile $(ARGS)
 
 test-slow: $(DEV) ## Run the slow tests: a real model, many processes.
 	$(PYTEST) -m "slow and not gpu" $(ARGS)

@@ -139,6 +139,20 @@ def reprice(
         typer.echo(f"timeline: {timeline} (opens in ui.perfetto.dev)")
 
 
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a finished run.")],
+    to: Annotated[Path, typer.Option(help="Folder of the model: a new or an empty one.")],
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+) -> None:
+    """Write a run's model, adapters merged, as a Hugging Face folder with a model card."""
+    with _exit_codes():
+        from parablock_ray.export import export as export_model  # takes seconds
+
+        digest = export_model(folder, to, dtype)
+        typer.echo(f"model: {to} (weights sha256 {digest})")
+
+
 @app.command("lora-sweep")
 def lora_sweep(
     folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run with method.keep_uploads=true.")],

@@ -137,7 +137,8 @@ def summed(rows: Sequence[Mapping[str, Any]], bound_s: float, mode: str) -> dict
 def write_trace(out: Path, config: Config, events: Sequence[Event]) -> None:
     """`trace.json` for Perfetto, `timeline.svg` for a quick look."""
     about = f"{config.name}: {config.method.name}, network.mode {config.network.mode}"
-    (out / "trace.json").write_text(json.dumps(chrome_trace(events, run=about)) + "\n", "utf-8")
+    trace = chrome_trace(events, {"run": about}, with_server=config.network.mode != "virtual")
+    (out / "trace.json").write_text(json.dumps(trace) + "\n", "utf-8")
     (out / "timeline.svg").write_text(gantt_svg(events, about), "utf-8")
 
 

@@ -60,7 +60,9 @@ def reprice(folder: Path, overrides: Sequence[str]) -> Repriced:
     num_rounds = run.summary["num_rounds"]
     if len(timeline.rounds) != num_rounds:
         raise UserError(f"{folder}/events.jsonl: holds {len(timeline.rounds)} of {num_rounds} rounds; run it again")
-    trace = chrome_trace(told, seconds=timeline.seconds, network=after.network.model_dump(mode="json"))
+    trace = chrome_trace(
+        told, {"seconds": timeline.seconds, "network": after.network.model_dump(mode="json")}, with_server=False
+    )
     return Repriced(run.summary, run.config, after, before_s, timeline.seconds, trace)
 
 

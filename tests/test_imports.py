@@ -15,6 +15,7 @@ RANKS = {
     "planning": 6,
     "driver": 5,
     "reprice": 5,
+    "export": 5,
     "lora_sweep": 6,
     "lora_measures": 4,
     "runtime": 4,

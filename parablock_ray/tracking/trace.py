@@ -1,7 +1,7 @@
 """A run as pictures: a trace for Perfetto (ui.perfetto.dev) or chrome://tracing, and a Gantt chart in SVG."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -23,21 +23,21 @@ _MAX_ROUNDS, _MAX_CLIENTS = 12, 16  # of the chart; more would be too small to r
 _WIDTH, _LEFT, _LANE, _GAP = 1200, 90, 12, 8  # pixels
 
 
-def chrome_trace(events: Iterable[Event], **about: Any) -> dict[str, Any]:
+def chrome_trace(events: Iterable[Event], about: Mapping[str, Any], with_server: bool) -> dict[str, Any]:
     """The events in Chrome's trace format. `about`: what else to say, under `otherData`.
 
     A client is a process with a row for each phase, and one more where two transfers of a phase overlap (the one
-    still on its way, the next on the line): rows must not hold overlapping spans. The server has a row of commits, and
-    one of its arithmetic: as long as it took for the round in all, drawn to end at the commit and to begin no sooner
-    than at the last one.
+    still on its way, the next on the line): rows must not hold overlapping spans. The server has a row of commits and,
+    `with_server`, one of its arithmetic: as long as it took for the round in all, drawn to end at the commit and to
+    begin no sooner than at the last one. Times of the recurrence have no room for that.
     """
     events = list(events)
     spans = sorted((event for event in events if isinstance(event, Span)), key=lambda span: span.start_s)
     rows = [_name("process_name", _SERVER, 0, "server"), _name("thread_name", _SERVER, 0, "commits")]
-    rows.append(_name("thread_name", _SERVER, 1, "aggregation"))
+    rows += [_name("thread_name", _SERVER, 1, "aggregation")] if with_server else []
     last_s = 0.0
     for commit in sorted((event for event in events if isinstance(event, Committed)), key=lambda each: each.time_s):
-        rows += [_commit_row(commit), _aggregation_row(commit, last_s)]
+        rows += [_commit_row(commit), *([_aggregation_row(commit, last_s)] if with_server else [])]
         last_s = commit.time_s
     for client, worker in sorted({(span.client, span.worker) for span in spans}):
         rows.append(_name("process_name", client + 1, 0, f"client {client} (worker {worker})"))
@@ -53,7 +53,7 @@ def chrome_trace(events: Iterable[Event], **about: Any) -> dict[str, Any]:
                 rows.append(_meta("thread_sort_index", span.client + 1, row, {"sort_index": row}))
             lanes[lane] = span.end_s
             rows.append(_span_row(span, row))
-    return {"traceEvents": rows, "displayTimeUnit": "ms", "otherData": about}
+    return {"traceEvents": rows, "displayTimeUnit": "ms", "otherData": dict(about)}
 
 
 def _span_row(span: Span, row: int) -> dict[str, Any]:

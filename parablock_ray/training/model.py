@@ -121,6 +121,13 @@ def max_context(config: PretrainedConfig) -> int:
     return int(config.get_text_config().max_position_embeddings)
 
 
+def cast_parameters(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Cast the parameters, not the buffers: rotary frequencies stay in fp32."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    model.config.dtype = dtype
+
+
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Writes an HF folder that `AutoModelForCausalLM` and `AutoTokenizer` load."""
     model.save_pretrained(folder)

@@ -98,10 +98,10 @@ class Publisher:
         self.num_calls = 0
         self.published = SimpleNamespace(remote=self._published)
 
-    async def _published(self, round: int, variant: int, num_have: int) -> tuple[list, bool]:
+    async def _published(self, round: int, variant: int, num_have: int) -> tuple[list, bool, tuple[int, ...]]:
         self.num_calls += 1
         await asyncio.sleep(0.01)
-        return [self._chunk(round, num_have)], num_have == 2
+        return [self._chunk(round, num_have)], num_have == 2, ()
 
     async def _chunk(self, round: int, chunk: int) -> np.ndarray:
         return np.full(2, 10.0 * round + chunk, np.float32)
@@ -109,8 +109,12 @@ class Publisher:
 
 def test_a_worker_fetches_a_publication_once_for_all_its_clients() -> None:
     async def main() -> None:
+        async with asyncio.TaskGroup() as tasks:  # a fetch that fails must end the test, not hang it
+            await fetch_and_read(tasks)
+
+    async def fetch_and_read(tasks: asyncio.TaskGroup) -> None:
         publisher = Publisher()
-        inbox = RealInbox(publisher, torch.float32, asyncio.create_task)
+        inbox = RealInbox(publisher, torch.float32, tasks.create_task)
         stream = inbox.expect(PLAN, variant=0)
         assert inbox.expect(PLAN, variant=0) is stream
         assert inbox.updates(after=0, up_to=1, variant=0) is None

@@ -19,7 +19,7 @@ def spans_of(events: list[Event]) -> list[Span]:
 
 def test_spans_and_commits_are_the_events() -> None:
     events = [*overlapped_run(), *LATENT]
-    trace = json.loads(json.dumps(chrome_trace(events, run="small")))
+    trace = json.loads(json.dumps(chrome_trace(events, {"run": "small"}, with_server=True)))
     assert trace["otherData"] == {"run": "small"}
     bars = [row for row in trace["traceEvents"] if row["ph"] == "X" and row["cat"] != "aggregation"]
     drawn = [(b["cat"], b["args"]["round"], b["pid"] - 1, b["ts"] / 1e6, (b["ts"] + b["dur"]) / 1e6) for b in bars]
@@ -33,7 +33,7 @@ def test_spans_and_commits_are_the_events() -> None:
 
 
 def test_a_row_holds_no_two_spans_at_once_and_is_named_after_its_phase() -> None:
-    rows = chrome_trace([*overlapped_run(), *LATENT])["traceEvents"]
+    rows = chrome_trace([*overlapped_run(), *LATENT], {}, with_server=True)["traceEvents"]
     names = {(row["pid"], row["tid"]): row["args"]["name"] for row in rows if row["name"] == "thread_name"}
     bars = defaultdict(list)
     for row in rows:
