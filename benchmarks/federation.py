@@ -146,7 +146,7 @@ def make_federation(folder: Path, hidden: int = 512, intermediate: int = 576) ->
 
 @dataclass(frozen=True)
 class Measured:
-    """A run that was really made. `step_s`: seconds of a local step by block, just before it; empty: not asked for."""
+    """A run that was really made. `step_s`: seconds of a local step by block, just before it, if asked for."""
 
     seconds: float
     events: list[Event]

@@ -64,6 +64,35 @@ def validate(config: ConfigPath, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def data(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="An SVG file for the picture of the split.")] = None,
+) -> None:
+    """Read, tokenise and split the data of CONFIG, and show which client holds what, without training."""
+    from rich.console import Console
+
+    with _exit_codes():
+        checked = load_config(config, overrides or [])
+        from parablock_ray.driver import prepare  # takes seconds: not for a mistake in the config
+        from parablock_ray.tracking.client_split import split_figure, split_line, split_table
+        from parablock_ray.tracking.compare import MIN_WIDTH
+
+        report = prepare(checked)[0].report
+        console = Console()
+        console.width = max(console.width, MIN_WIDTH)
+        for line in (report.line(), split_line(checked.data.split.name, report.labels)):
+            console.print(line, highlight=False, soft_wrap=True)
+        console.print(split_table(report.labels))
+        if out is not None:
+            try:
+                split_figure(report.labels).savefig(out, format="svg")
+            except OSError as error:
+                raise UserError(f"--out: cannot write to {out}: {error.strerror}") from None
+            typer.echo(f"picture: {out}")
+
+
+@app.command()
 def plan(
     config: ConfigPath,
     overrides: Overrides = None,

@@ -23,6 +23,7 @@ from parablock_ray.errors import RunFailed, UserError
 from parablock_ray.lora_measures import lora_measures
 from parablock_ray.pricing import Pricing, VirtualBook, price
 from parablock_ray.runtime import RunSetup, Runtime, make_runtime
+from parablock_ray.tracking.client_split import split_figure, split_line
 from parablock_ray.tracking.events import Event, as_row
 from parablock_ray.tracking.kept_ranks import kept_ranks, rank_figure, write_rank_table
 from parablock_ray.tracking.rounds import RoundBook
@@ -34,7 +35,7 @@ from parablock_ray.training.model import load_tokenizer, max_context, model_conf
 
 _logger = logging.getLogger(__name__)
 
-_RUN_FILES = ("config.yaml", "events.jsonl", "metrics.jsonl")
+_RUN_FILES = ("config.yaml", "clients.svg", "events.jsonl", "metrics.jsonl")
 _ROUNDS_AHEAD = 2  # plans lie ready beyond what staleness needs, so that no client waits for the driver
 
 
@@ -45,6 +46,7 @@ def run(config: Config) -> dict[str, Any]:
     data, population = prepare(config)
     method = make_method(config.method, population)
     console.print(data.report.line(), highlight=False, soft_wrap=True)
+    console.print(split_line(config.data.split.name, data.report.labels), highlight=False, soft_wrap=True)
     pricing, virtual = Pricing(config, method.staleness), config.network.mode == "virtual"
     book = VirtualBook(method.num_rounds, pricing) if virtual else RoundBook(method.num_rounds)
     runtime = make_runtime(RunSetup(config, population, data, make_engine))
@@ -54,6 +56,7 @@ def run(config: Config) -> dict[str, Any]:
         for sink in sinks:
             cleanup.callback(sink.close)
         cleanup.callback(runtime.close)  # what comes last here closes first
+        split_figure(data.report.labels).savefig(out / "clients.svg", format="svg")
         console.print(f"starting {config.runtime} with {config.model.name}", highlight=False)
         info = runtime.start()
         loss_before = runtime.evaluate()

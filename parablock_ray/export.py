@@ -69,7 +69,10 @@ def _text(run: FinishedRun, dtype: str, weights_sha256: str) -> Iterator[str]:
         "The licences of the base model and of the data apply."
     )
     yield from ("", "## Data", "")
-    yield f"`{data.source}`{tasks}; split `{data.split}`, template `{data.template}`, at most {data.max_length} tokens."
+    yield (
+        f"`{data.source}`{tasks}; split `{data.split.name}`, template `{data.template}`, "
+        f"at most {data.max_length} tokens."
+    )
     yield f"{data.num_eval} examples were held out of training."
     yield from ("", "## Method", "")
     yield f"`{method.name}`: {_method_line(method)}."

@@ -5,11 +5,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from parablock_ray.config.base import Strict
+from parablock_ray.config.data import DataConfig, check_source
 from parablock_ray.config.method import MethodConfig
 from parablock_ray.config.network import NetworkConfig
-from parablock_ray.errors import UserError
-
-GENERATED = "reasoning_gym"
 
 # DeepSpeed's own keys that change neither the optimizer nor what a step computes. All others are ours to set.
 SAFE_DEEPSPEED_KEYS = frozenset(
@@ -32,41 +30,6 @@ class ModelConfig(Strict):
     name: str
     dtype: Literal["float32", "bfloat16"] = "float32"  # of compute; the server's master is always fp32
     gradient_checkpointing: bool = False
-
-
-class DataConfig(Strict):
-    """`source`: `reasoning_gym` (generated, no network), a local .jsonl file, or a hub dataset name."""
-
-    source: str
-    tasks: tuple[str, ...] = ()  # names of reasoning_gym tasks
-    num_train: PositiveInt | None = None  # of all clients; generated sources need it, others are cut to it
-    num_eval: PositiveInt = 64  # held out before the split; the server's held-out loss is taken on these
-    split: Literal["iid", "natural"] = "iid"  # natural: one task (or `client` column) per client
-    template: Literal["plain", "alpaca", "chat"] = "plain"
-    max_length: Annotated[int, Field(ge=8)] = 512  # tokens; longer examples are cut, counted and reported
-
-
-def check_source(data: DataConfig) -> None:
-    """What a source needs of the other keys of `data:`. Raises UserError.
-
-    Not a validator of `DataConfig`, so that the message names whole keys.
-    """
-    num_tasks = len(data.tasks)
-    if data.source != GENERATED:
-        if num_tasks:
-            raise UserError(f"data.tasks: only `data.source: {GENERATED}` has tasks to choose from; leave it out")
-        return
-    if num_tasks == 0:
-        raise UserError(f"data.tasks: name the tasks of {GENERATED!r}, such as [chain_sum, gsm_symbolic]")
-    if len(set(data.tasks)) < num_tasks:
-        raise UserError(f"data.tasks: every task may stand once only: {', '.join(data.tasks)}")
-    if data.num_train is None:
-        raise UserError(f"data.num_train: {GENERATED!r} makes any number of examples; say how many to train on")
-    num_examples = data.num_train + data.num_eval
-    if num_examples < num_tasks:
-        raise UserError(
-            f"data.num_train + data.num_eval ({num_examples}) must reach the number of data.tasks ({num_tasks})"
-        )
 
 
 class ClientsConfig(Strict):

@@ -10,10 +10,10 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from parablock_ray.algorithms.rng import generator
-from parablock_ray.config.schema import DataConfig
+from parablock_ray.config.data import DataConfig, DirichletSplit, ShardsSplit, SplitConfig
 from parablock_ray.errors import UserError
 from parablock_ray.training.loss import IGNORED
-from parablock_ray.training.partition import SPLITS
+from parablock_ray.training.partition import Parts, length_labels, split
 from parablock_ray.training.sources import Example, read_examples
 
 Template = Literal["plain", "alpaca", "chat"]
@@ -75,6 +75,7 @@ class DataReport:
     num_tasks: int
     mean_tokens: float  # of training examples, prompt and answer
     max_tokens: int
+    labels: Mapping[str, tuple[int, ...]]  # label → how many training examples of it each client holds
 
     def line(self) -> str:
         """The report for people, with what was left out where anything was."""
@@ -124,8 +125,10 @@ def build_data(
     if data.num_train is not None and len(train) > data.num_train:
         train = _spread(train, groups, data.num_train, generator(seed, "cut"))
     lengths = np.diff(whole.offsets)
+    labels = _labels(data.split, [examples[i].task for i in train], np.minimum(lengths[train], limit))
+    clients = split(data.split, [groups[i] for i in train], labels, num_clients, seed)
     return FederatedData(
-        clients=SPLITS[data.split]([groups[i] for i in train], num_clients, seed),
+        clients=clients,
         train=_select(whole, train, limit),
         eval=_select(whole, held_out, limit),
         report=DataReport(
@@ -138,6 +141,7 @@ def build_data(
             num_tasks=len({examples[i].task for i in train}),
             mean_tokens=float(np.minimum(lengths[train], limit).mean()),
             max_tokens=int(np.minimum(lengths[train], limit).max()),
+            labels=_counts(clients, labels),
         ),
     )
 
@@ -241,6 +245,20 @@ def _spread(members: np.ndarray, groups: list[str], num: int, shuffle: torch.Gen
     order = members[torch.randperm(len(members), generator=shuffle).numpy()].tolist()
     order.sort(key=lambda i: groups[i])
     return np.sort([order[(2 * k + 1) * len(order) // (2 * num)] for k in range(num)])
+
+
+def _labels(config: SplitConfig, tasks: list[str], lengths: np.ndarray) -> list[str]:
+    """What a skewed split goes by; the task where a split goes by nothing."""
+    if isinstance(config, DirichletSplit | ShardsSplit) and config.label == "length":
+        return length_labels(lengths, config.num_buckets)
+    return tasks
+
+
+def _counts(clients: Parts, labels: list[str]) -> dict[str, tuple[int, ...]]:
+    numbers = {label: number for number, label in enumerate(sorted(set(labels)))}
+    of_example = np.array([numbers[label] for label in labels])
+    by_client = np.array([np.bincount(of_example[indices], minlength=len(numbers)) for indices in clients])
+    return {label: tuple(by_client[:, number].tolist()) for label, number in numbers.items()}
 
 
 def _group(example: Example) -> str:

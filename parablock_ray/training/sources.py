@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 
 from parablock_ray.algorithms.rng import generator
-from parablock_ray.config.schema import GENERATED, DataConfig, check_source
+from parablock_ray.config.data import GENERATED, DataConfig, check_source
 from parablock_ray.errors import UserError
 
 ROLES = ("system", "user", "assistant")

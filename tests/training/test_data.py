@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from parablock_ray.config.schema import DataConfig
+from parablock_ray.config.data import DataConfig
 from parablock_ray.errors import UserError
 from parablock_ray.training.data import batches, build_data, prompt_text, tokenize
 from parablock_ray.training.loss import IGNORED
@@ -74,7 +74,7 @@ def test_asking_for_more_keeps_the_problems_that_were_there():
 
 def test_generated_problems_do_not_depend_on_the_process():
     program = (
-        "from parablock_ray.config.schema import DataConfig; from parablock_ray.training.sources import *;"
+        "from parablock_ray.config.data import DataConfig; from parablock_ray.training.sources import *;"
         f"data = DataConfig(source='reasoning_gym', tasks={TASKS}, num_train=60, num_eval=12);"
         "print([(e.messages[0].content, e.answer) for e in read_examples(data, 7)])"
     )

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from parablock_ray.config.schema import DataConfig
+from parablock_ray.config.data import DataConfig
 from parablock_ray.errors import UserError
 from parablock_ray.training import smollm2
 from parablock_ray.training.model import (
