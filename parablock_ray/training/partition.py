@@ -165,7 +165,8 @@ def _check_minimum(num_examples: int, num_clients: int, min_examples: int) -> No
 
 
 def _shuffled(members: np.ndarray, shuffle: torch.Generator) -> np.ndarray:
-    return members[torch.randperm(len(members), generator=shuffle).numpy()]
+    shuffled: np.ndarray = members[torch.randperm(len(members), generator=shuffle).numpy()]
+    return shuffled
 
 
 def _deal(members: np.ndarray, num_parts: int, shuffle: torch.Generator) -> Parts:
