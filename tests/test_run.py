@@ -27,7 +27,15 @@ from tests.runtime.federation import QUICKSTART, SHORT, rows
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
-RUN_FILES = {"config.yaml", "events.jsonl", "metrics.jsonl", "summary.json", "trace.json", "timeline.svg"}
+RUN_FILES = {
+    "config.yaml",
+    "clients.svg",
+    "events.jsonl",
+    "metrics.jsonl",
+    "summary.json",
+    "trace.json",
+    "timeline.svg",
+}
 SMALL = ["clients.num=2", "data.split=iid", "method.rounds=2", "data.num_train=8"]
 TOO_FAST = ["method.local_optimizer=sgd", "method.lr=1e30", "method.local_steps=2"]  # NaN from the second step on
 
