@@ -157,7 +157,7 @@ class Measured:
     def bound_s(self, compute_s: float | None = None, config: Config | None = None) -> float:
         """The recurrence's makespan: for `compute_s` seconds of training a visit, or as measured; over the links of
         `config`, or the run's own."""
-        pricing = Pricing(config or self.config, self.method.staleness)
+        pricing = Pricing(config or self.config)
         loads = [pricing.load(commit, spans) for commit, spans in by_round(self.events)]
         return pricing.timeline(
             loads if compute_s is None else [_with_compute(load, compute_s) for load in loads]

@@ -47,7 +47,7 @@ def run(config: Config) -> dict[str, Any]:
     method = make_method(config.method, population)
     console.print(data.report.line(), highlight=False, soft_wrap=True)
     console.print(split_line(config.data.split.name, data.report.labels), highlight=False, soft_wrap=True)
-    pricing, virtual = Pricing(config, method.staleness), config.network.mode == "virtual"
+    pricing, virtual = Pricing(config), config.network.mode == "virtual"
     book = VirtualBook(method.num_rounds, pricing) if virtual else RoundBook(method.num_rounds)
     runtime = make_runtime(RunSetup(config, population, data, make_engine))
     with ExitStack() as cleanup:

@@ -3,7 +3,7 @@
 import csv
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -76,6 +76,8 @@ def _replayed(folder: Path, config: Config) -> FLoRIST:
             f"{folder}: a run of {method.name}; its uploads are no adapters of the initial model; allowed: runs of "
             "flora, florist, zero_pad, hetlora, flexlora"
         )
+    if isinstance(method, FLoRIST):
+        return method.model_copy(update={"keep_uploads": False})  # they are in the folder already
     round_init = "merge" if starts_afresh(method) else "carry"
     return FLoRIST(name="florist", lora=method.lora, round_init=round_init, rounds=method.rounds)
 
@@ -110,7 +112,9 @@ class _Replay:
         server = LoraServer(method, population, parameters, wire, cut_through=False)
         schedule, commits = make_method(self._config.method, population), []
         for round, uploads in enumerate(self._uploads):
-            server.open(schedule.plan(round))
+            plan = schedule.plan(round)
+            one_for_all = tuple(replace(visit, variant=0) for visit in plan.visits)  # FLoRIST's, whatever the run's
+            server.open(replace(plan, visits=one_for_all))
             for client, upload in uploads.items():
                 for chunk, (start, end) in enumerate(wire.bounds(upload.numel())):
                     made = server.receive(round, client, chunk, upload[start:end])

@@ -23,16 +23,16 @@ _LEAST_GROWTH = 0.05  # of the rounds known, between two pricings of a run that 
 
 
 class Pricing:
-    """The terms of one config: links, computers, pipeline, exchange. `staleness` is the method's.
+    """The terms of one config: links, computers, pipeline, exchange, and the method's staleness.
 
     In mode `virtual` every client is a computer of its own, of `compute_factor`; its training takes what was
     measured here or `network.compute_s`. In the others a worker is the computer, and takes what was measured.
     Raises UserError for a `network.trace` that cannot be used.
     """
 
-    def __init__(self, config: Config, staleness: int) -> None:
+    def __init__(self, config: Config) -> None:
         network = config.network
-        self.staleness = staleness
+        self.staleness = config.method.staleness
         self._virtual = network.mode == "virtual"
         self._settings = ExchangeSettings(
             network.pipeline, network.exchange, network.chunk_bytes, shared_workers=not self._virtual

@@ -54,9 +54,8 @@ def reprice(folder: Path, overrides: Sequence[str]) -> Repriced:
     run = read_run(folder)
     after = load_config(folder / "config.yaml", _changes(run.config, overrides))
     events = _read_events(folder / "events.jsonl")
-    staleness = run.config.method.staleness
-    before_s = price(events, Pricing(run.config, staleness))[0].seconds
-    timeline, told = price(events, Pricing(after, staleness))
+    before_s = price(events, Pricing(run.config))[0].seconds
+    timeline, told = price(events, Pricing(after))
     num_rounds = run.summary["num_rounds"]
     if len(timeline.rounds) != num_rounds:
         raise UserError(f"{folder}/events.jsonl: holds {len(timeline.rounds)} of {num_rounds} rounds; run it again")
@@ -85,8 +84,8 @@ def _changes(config: Config, overrides: Sequence[str]) -> list[str]:
     if given.get("trace", "null") != "null":
         cleared["preset"] = None
     for key in CLIENT_KEYS:
-        if key in given or given.get("trace", "null") != "null":
-            cleared[key] = NetworkConfig.model_fields[key].default  # a distribution would be merged with the new one
+        if given.get("trace", "null") != "null":
+            cleared[key] = NetworkConfig.model_fields[key].default
     cleared |= PRESETS.get(given.get("preset", ""), {})
     return [*(f"network.{key}={json.dumps(value)}" for key, value in cleared.items()), *overrides]
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from parablock_ray.algorithms.rng import generator
-from parablock_ray.config.lora import LoraConfig, RankChoice
+from parablock_ray.config.lora import LoraConfig, RankChoice, check_num_ranks
 from parablock_ray.errors import UserError
 
 Pair = tuple[Tensor, Tensor]  # B (m×r), A (r×n)
@@ -51,6 +51,7 @@ def find_targets(parameters: Mapping[str, Tensor], target_modules: Sequence[str]
 
 def client_ranks(lora: LoraConfig, num_clients: int, seed: int) -> tuple[int, ...]:
     """The rank of every client. Raises UserError for a list of another length."""
+    check_num_ranks(lora, num_clients)
     match lora.ranks:
         case int():
             return (lora.ranks,) * num_clients
@@ -58,11 +59,6 @@ def client_ranks(lora: LoraConfig, num_clients: int, seed: int) -> tuple[int, ..
             of = lora.ranks.of
             drawn = (torch.randint(len(of), (), generator=generator(seed, "rank", c)) for c in range(num_clients))
             return tuple(of[int(index)] for index in drawn)
-    if len(lora.ranks) != num_clients:
-        raise UserError(
-            f"method.lora.ranks: {len(lora.ranks)} ranks for clients.num = {num_clients}; "
-            "give one for each client, or one number for all"
-        )
     return lora.ranks
 
 

@@ -96,8 +96,9 @@ class Commit:
 class LiveModel:
     """A worker's model as a replica sees it.
 
-    `parameters` by name, written in place; `exact`: the fp32 values of those that the model's dtype rounds. With
-    adapters the weights keep the names that they had without, and `activate(rank)` turns on those of one rank.
+    `parameters` by name, written in place; `exact`: the fp32 values, on the CPU, of those that the model's dtype
+    rounds. With adapters the weights keep the names that they had without, and `activate(rank)` turns on those of one
+    rank.
     """
 
     parameters: Mapping[str, Parameter]

@@ -14,7 +14,6 @@ from parablock_ray.algorithms.learning_rate import learning_rate
 from parablock_ray.algorithms.population import Population, in_fold_order, uniform_cohorts
 from parablock_ray.algorithms.rng import generator
 from parablock_ray.config.method import BlockMethod, FedAvg, FedBCD, FedCyBGD, ParaBlock
-from parablock_ray.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -61,14 +60,8 @@ def fedcybgd(config: FedCyBGD, population: Population) -> BlockSchedule:
 
     A cohort of one has weight 1, so x[b] + Δ is the client's own block. `order` orders the clients of a sweep.
     """
-    if population.num_clients < config.num_blocks:
-        raise UserError(
-            f"method.num_blocks: fedcybgd trains block (client mod num_blocks), so with clients.num "
-            f"{population.num_clients} the blocks from {population.num_clients} up would never be trained; "
-            f"allowed: 1 to {population.num_clients}"
-        )
-    if population.is_sampled:
-        raise UserError("clients.per_round: fedcybgd trains one client at a time, each in its turn; leave it out")
+    assert not population.is_sampled, "the config says so: a client trains in its turn"
+    assert population.num_clients >= config.num_blocks, "the config says so: every block has its client"
     visitor = _in_sweeps(config.order, population.num_clients, population.seed)
     return BlockSchedule(
         config, population, lambda round: visitor(round) % config.num_blocks, lambda round: [visitor(round)]

@@ -84,7 +84,7 @@ class BlockReplica:
         self._dtype = torch.promote_types(self._tensors[0][0].dtype, torch.float32)
         # Committed values that the live parameters cannot hold, or do not now.
         self._exact: dict[int, Tensor] = {
-            block.index: flatten((exact.get(name, parameters[name]) for name in block.names), self._dtype)
+            block.index: flatten((exact.get(name, parameters[name].cpu()) for name in block.names), self._dtype)
             for block in layout.blocks
             if any(name in exact for name in block.names)
         }

@@ -87,8 +87,7 @@ class BlockServer:
         """The parameters of the missed blocks, or of the whole model for a client that joins late."""
         if self._attendance.joins_late(client, round):
             return self.layout.num_params
-        reads = round - 1 - self._staleness
-        latest = {self._blocks[each]: each for each in range(reads + 1)}
+        latest = {self._blocks[each]: each for each in range(self._attendance.reads(round) + 1)}
         missed = self._attendance.missed(client, round)
         return sum(self.layout.blocks[block].num_params for block, each in latest.items() if each in missed)
 

@@ -45,12 +45,12 @@ def download_ranks(method: str, shapes: Shapes, ranks: Sequence[int], kept_ranks
         return [list(kept_ranks) for _ in ranks]
     match method:
         case "flora":
-            received = [sum(ranks)] * len(ranks)
+            return [[sum(ranks)] * len(shapes)] * len(ranks)
         case "zero_pad":
-            received = [max(ranks)] * len(ranks)
-        case _:
-            received = list(ranks)
-    return [[rank] * len(shapes) for rank in received]
+            return [[max(ranks)] * len(shapes)] * len(ranks)
+        case "flexlora":  # an SVD has no more components than that
+            return [[min(rank, m, n) for m, n in shapes] for rank in ranks]
+    return [[rank] * len(shapes) for rank in ranks]
 
 
 def download_efficiency(method: str, shapes: Shapes, ranks: Sequence[int], kept_ranks: Sequence[int]) -> float:

@@ -98,14 +98,10 @@ def starts_afresh(config: Collecting) -> bool:
     return isinstance(config, FLoRA) or (isinstance(config, FLoRIST) and config.round_init == "merge")
 
 
-def rank_down(config: Collecting, variant: int, largest: int) -> int | None:
-    """To how many components the factors are cut for clients of this variant; None: sent as they are."""
-    match config:
-        case ZeroPad():
-            return largest
-        case HetLoRA() | FlexLoRA():
-            return variant
-    return None
+def rank_down(config: Collecting, variant: int, largest: int) -> int:
+    """How many of `largest` components go down to clients of this variant. Only cut, never padded: a client that has
+    room for more fills it with components that can train, which zeros in both factors could not."""
+    return min(variant, largest) if isinstance(config, HetLoRA | FlexLoRA) else largest
 
 
 def _florist(config: FLoRIST, adapters: Sequence[Adapter], weights: Sequence[float]) -> ModuleUpdate:

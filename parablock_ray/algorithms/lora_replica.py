@@ -89,7 +89,8 @@ class LoraReplica:
         parts = list(taken_apart(update.values, both, update.ranks))
         for index, pair in enumerate(parts[1::2]):
             if pair[0].numel():
-                self._commit(index, self._committed(index) + self._product(index, pair, 1.0))
+                committed = self._committed(index)
+                self._commit(index, committed + self._product(pair, 1.0, committed.device))
         if update.ranks[0]:
             self._handed_out[update.variant] = [(B.clone(), A.clone()) for B, A in parts[::2]]
 
@@ -152,13 +153,14 @@ class LoraReplica:
         for index, weight in enumerate(self._weights):
             value = self._exact[index] = self._committed(index)
             for each, of_round in zip(pending, pairs, strict=True):
-                product = self._product(index, of_round[index], self._config.lora.alpha / each.rank)
+                product = self._product(of_round[index], self._config.lora.alpha / each.rank, value.device)
                 value = value + (product if factor == 1 else product * factor)
             _copy(value, weight)
 
-    def _product(self, index: int, pair: Pair, scaling: float) -> Tensor:
+    @staticmethod
+    def _product(pair: Pair, scaling: float, device: torch.device) -> Tensor:
         """B (scaling · A) in fp32: in the very bits in which it will come back to a client that is alone."""
-        B, A = (factor.to(self._weights[index].device, torch.float32) for factor in pair)
+        B, A = (factor.to(device, torch.float32) for factor in pair)
         return B @ (A * scaling)
 
     def _committed(self, index: int) -> Tensor:

@@ -200,12 +200,12 @@ class LoraServer:
 
     def _update(self, round: int, variant: int) -> Update:
         """What clients of this variant get: of each module the factors, then what is to be merged."""
-        down = rank_down(self._config, variant, max(self._ranks))
         pairs: list[Pair] = []
         ranks: list[int] = []
         for made in self._made[round]:
             factors = made.factors
-            if factors is not None and down is not None:
+            if factors is not None and by_rank(self._config):
+                down = rank_down(self._config, variant, factors.rank)
                 factors = fit(factors, down, self._scaling(variant))
             pairs += [(each.B, each.A) for each in (factors, made.merge) if each]
             ranks += [each.rank if each else 0 for each in (factors, made.merge)]

@@ -67,6 +67,10 @@ class Attendance:
         for visit in plan.visits:
             self._rounds_of[visit.client].append(plan.round)
 
+    def reads(self, round: int) -> int:
+        """The last round that may be read in `round`."""
+        return self._plans[round].reads
+
     def joins_late(self, client: int, round: int) -> bool:
         """Whether this is the client's first round, and it lacks the initial model."""
         return not self.all_start and round > 0 and self._rounds_of[client][0] == round

@@ -107,13 +107,24 @@ def _override(config: DictConfig, override: str) -> DictConfig:
     if not equals or not _DOTTED_KEY.fullmatch(key):
         raise UserError(f"{override!r}: not an override; write key=value with a dotted key, like method.rounds=20")
     try:
-        merged = OmegaConf.merge(config, OmegaConf.from_dotlist([override]))
+        given = OmegaConf.from_dotlist([override])
+        if _is_whole(OmegaConf.to_container(given), key):
+            OmegaConf.update(config, key, None, force_add=True)
+        merged = OmegaConf.merge(config, given)
     except yaml.MarkedYAMLError as error:
         raise UserError(f"{key}: the value in {override!r} is not valid YAML: {error.problem}") from None
     except (OmegaConfBaseException, TypeError) as error:
         raise UserError(f"{key}: {override!r} does not fit the file: {_reason(error)}") from None
     assert isinstance(merged, DictConfig)
     return merged
+
+
+def _is_whole(given: Any, key: str) -> bool:
+    """Whether what is given for `key` is a mapping that says which of several kinds it is: then it replaces what stood
+    there, of whatever kind that was; any other mapping is merged with it."""
+    for name in key.split("."):
+        given = given[name]
+    return isinstance(given, dict) and any(tag in given for tag in ("name", "dist"))
 
 
 def _resolved_json(config: DictConfig) -> str:

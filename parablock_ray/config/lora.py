@@ -15,6 +15,7 @@ from pydantic import (
 
 from parablock_ray.config.base import Strict
 from parablock_ray.config.training import FederatedTraining, ServerOptimizer, ServerSGD
+from parablock_ray.errors import UserError
 
 Correction = Literal["own", "eager", "stale"]
 Ratio = Annotated[float, Field(gt=0, le=1)]
@@ -160,6 +161,15 @@ class FLoRIST(CollectingMethod):
         if self.round_init == "carry" and self.staleness > 0:
             raise ValueError(f"staleness {_why_sequential(self.staleness)}")
         return self
+
+
+def check_num_ranks(lora: LoraConfig, num_clients: int) -> None:
+    """A list has a rank for each client. Raises UserError."""
+    if isinstance(lora.ranks, tuple) and len(lora.ranks) != num_clients:
+        raise UserError(
+            f"method.lora.ranks: {len(lora.ranks)} ranks for clients.num = {num_clients}; "
+            "give one for each client, or one number for all"
+        )
 
 
 def with_equal_ranks(lora: LoraConfig) -> LoraConfig:

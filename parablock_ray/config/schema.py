@@ -6,7 +6,8 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from parablock_ray.config.base import Strict
 from parablock_ray.config.data import DataConfig, check_source
-from parablock_ray.config.method import MethodConfig
+from parablock_ray.config.lora import LoraMethod, check_num_ranks
+from parablock_ray.config.method import FedCyBGD, MethodConfig
 from parablock_ray.config.network import NetworkConfig
 
 # DeepSpeed's own keys that change neither the optimizer nor what a step computes. All others are ours to set.
@@ -121,6 +122,35 @@ class Config(Strict):
     @model_validator(mode="after")
     def _source_is_complete(self) -> "Config":
         check_source(self.data)
+        return self
+
+    @model_validator(mode="after")
+    def _every_worker_has_clients(self) -> "Config":
+        if self.workers.num != "auto" and self.workers.num > self.clients.num:
+            raise ValueError(
+                f"workers.num: must be at most clients.num = {self.clients.num}, since a client lives on one worker "
+                f"(got {self.workers.num})"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _every_client_has_its_rank(self) -> "Config":
+        if isinstance(self.method, LoraMethod) or self.method.parameters == "lora":
+            check_num_ranks(self.method.lora, self.clients.num)
+        return self
+
+    @model_validator(mode="after")
+    def _every_block_has_its_client(self) -> "Config":
+        if not isinstance(self.method, FedCyBGD):
+            return self
+        if self.clients.num < self.method.num_blocks:
+            raise ValueError(
+                "method.num_blocks: fedcybgd trains block (client mod num_blocks), so with clients.num "
+                f"{self.clients.num} the blocks from {self.clients.num} up would never be trained; "
+                f"allowed: 1 to {self.clients.num}"
+            )
+        if self.clients.per_round not in (None, self.clients.num):
+            raise ValueError("clients.per_round: fedcybgd trains one client at a time, each in its turn; leave it out")
         return self
 
     @model_validator(mode="after")

@@ -111,7 +111,10 @@ def paced_links(network: NetworkConfig, num_clients: int, seed: int) -> dict[int
 
 
 def compute_factors(network: NetworkConfig, num_clients: int, seed: int) -> dict[int, float]:
-    """So many times longer than here does each client's computer take. Raises UserError as `client_links` does."""
+    """So many times longer than here does each client's computer take; 1 in mode `none`. Raises UserError as
+    `client_links` does."""
+    if network.mode == "none":
+        return dict.fromkeys(range(num_clients), 1.0)
     figures = _client_figures(network, num_clients, seed)
     return {client: figures[client]["compute_factor"] for client in range(num_clients)}
 

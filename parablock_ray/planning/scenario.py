@@ -51,7 +51,7 @@ class Scenario:
 
     @cached_property
     def pricing(self) -> Pricing:
-        return Pricing(self.config, self.config.method.staleness)
+        return Pricing(self.config)
 
     @cached_property
     def loads(self) -> list[RoundLoad]:
@@ -82,7 +82,7 @@ class Scenario:
         Raises UserError as `network.timeline.simulate` does.
         """
         config = self.config.model_copy(update={"network": network})
-        return Pricing(config, config.method.staleness).timeline(self.loads).seconds
+        return Pricing(config).timeline(self.loads).seconds
 
     def compute_alone_s(self) -> float:
         """Seconds of the whole run if no exchange took any time."""

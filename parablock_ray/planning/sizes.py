@@ -16,7 +16,16 @@ from parablock_ray.algorithms.methods import make_server
 from parablock_ray.algorithms.population import Attendance, Population
 from parablock_ray.algorithms.wire import Wire
 from parablock_ray.config import Config
-from parablock_ray.config.lora import CollectingMethod, FedExLoRA, FFALoRA, FLoRIST, LoraMethod, ZeroPad
+from parablock_ray.config.lora import (
+    CollectingMethod,
+    FedExLoRA,
+    FFALoRA,
+    FlexLoRA,
+    FLoRIST,
+    HetLoRA,
+    LoraMethod,
+    ZeroPad,
+)
 
 
 @dataclass(frozen=True)
@@ -83,16 +92,16 @@ class _WholeAdapters:
         self._targets = find_targets(shapes, config.lora.target_modules)
         self._ranks = client_ranks(config.lora, population.num_clients, population.seed)
         self._attendance = Attendance(all_start=True)
+        self._cohorts: list[Sequence[int]] = []  # by round: its clients' ranks
         self._down: list[dict[int, int]] = []  # by round: rank → parameters
         self._merged: list[int] = []  # of those, by round, what is merged
 
     def open(self, plan: RoundPlan) -> None:
         self._attendance.note(plan)
         cohort = [self._ranks[visit.client] for visit in plan.visits]
+        self._cohorts.append(cohort)
         shapes = [(target.m, target.n) for target in self._targets]
         down = download_params(self._config.name, shapes, cohort, self._most_kept(cohort))
-        if isinstance(self._config, ZeroPad):  # to the largest rank of all clients, also those that sit out
-            down = [self._num_params(max(self._ranks))] * len(cohort)
         self._down.append(dict(zip(cohort, down, strict=True)))
         if starts_afresh(self._config):
             self._merged.append(down[0])
@@ -114,8 +123,14 @@ class _WholeAdapters:
 
     def _factors(self, round: int, rank: int) -> int:
         """What a client of this rank, perhaps of none that took part, gets of that round's factors."""
-        if isinstance(self._config, ZeroPad | FLoRIST):
-            return max(self._down[round].values())
+        cohort = self._cohorts[round]
+        match self._config:
+            case ZeroPad() | FLoRIST():
+                return max(self._down[round].values())
+            case HetLoRA():
+                return self._num_params(min(rank, max(cohort)))
+            case FlexLoRA():
+                return sum(each.num_params(min(rank, each.m, each.n, sum(cohort))) for each in self._targets)
         return self._num_params(rank)
 
     def _most_kept(self, cohort: Sequence[int]) -> list[int]:

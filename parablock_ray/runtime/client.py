@@ -36,7 +36,7 @@ class _Round:
 
     plan: RoundPlan
     visits: Sequence[Visit]
-    readable: Sequence[asyncio.Task[None]]
+    inputs: Sequence[asyncio.Task[None]]
 
 
 class ClientActor:
@@ -58,7 +58,8 @@ class ClientActor:
         self._attendance = Attendance(all_start=not setup.population.is_sampled)
         self._inbox = Inbox(server, self._wire.dtype, lambda fetch: self._tasks.create_task(fetch))
         self._exchanges: dict[int, Exchange] = {}
-        self._exchanged: dict[tuple[int, int], asyncio.Event] = {}  # (round, client) → its exchange is over
+        self._exchanged: defaultdict[int, dict[int, asyncio.Event]] = defaultdict(dict)  # client → round → is it over
+        self._committed: dict[int, asyncio.Task[None]] = {}  # round → it is; one call waits for all clients
         self._spans: defaultdict[tuple[int, int], list[Span]] = defaultdict(list)  # (round, client) → what it took
         self._applied: dict[int, int] = {}  # variant → the last round of its that the resident model has taken in
 
@@ -107,9 +108,9 @@ class ClientActor:
             self._attendance.note(plan)
             visits = [visit for visit in plan.visits if worker_of(visit.client, self._num_workers) == self._index]
             for visit in visits:
-                self._exchanged[plan.round, visit.client] = asyncio.Event()
-            readable = [self._tasks.create_task(self._until_readable(plan, visit)) for visit in visits]
-            rounds.put_nowait(_Round(plan, visits, readable))
+                self._exchanged[visit.client][plan.round] = asyncio.Event()
+            inputs = [self._tasks.create_task(self._until_readable(plan, visit)) for visit in visits]
+            rounds.put_nowait(_Round(plan, visits, inputs))
 
     async def _train_rounds(self, rounds: "asyncio.Queue[_Round]") -> None:
         """The compute task: rounds in order, this worker's clients one after the other."""
@@ -118,7 +119,7 @@ class ClientActor:
         while True:
             plan, visits = current.plan, current.visits
             if visits:
-                await asyncio.gather(*current.readable)
+                await asyncio.gather(*current.inputs)
                 await self._take_in(plan.reads, {visit.variant for visit in visits})
                 for visit in visits:
                     self._note("wait", plan, visit, idle_since_s, None)
@@ -130,18 +131,28 @@ class ClientActor:
 
     async def _until_readable(self, plan: RoundPlan, visit: Visit) -> None:
         """Wait until this client holds x^{(≤ reads)}: by its own downloads, or by catching up."""
-        own = [(key, over) for key, over in self._exchanged.items() if key[1] == visit.client and key[0] <= plan.reads]
-        for key, over in own:
+        own = self._exchanged[visit.client]
+        for round, over in [(round, over) for round, over in own.items() if round <= plan.reads]:
             await over.wait()
-            self._exchanged.pop(key, None)
+            own.pop(round, None)
         missed = self._attendance.missed(visit.client, plan.round)
         if missed:
-            await self._server.committed.remote(missed[-1])
+            await self._commit_of(missed[-1])
         if missed or self._attendance.joins_late(visit.client, plan.round):
             num_bytes = await self._server.catch_up_bytes.remote(visit.client, plan.round)
             if num_bytes:
                 span = await self._exchange_of(visit.client).catch_up(plan, num_bytes)
                 self._spans[plan.round, visit.client].append(span)
+
+    def _commit_of(self, round: int) -> asyncio.Task[None]:
+        """Over when this round is part of the model."""
+        if round not in self._committed:
+            self._committed = {each: task for each, task in self._committed.items() if not task.done()}
+            self._committed[round] = self._tasks.create_task(self._wait_for_commit(round))
+        return self._committed[round]
+
+    async def _wait_for_commit(self, round: int) -> None:
+        await self._server.committed.remote(round)
 
     async def _take_in(self, reads: int, variants: set[int]) -> None:
         """Move the resident model to x^{(≤ reads)}: by what its clients downloaded, or by what all of them missed."""
@@ -173,7 +184,7 @@ class ClientActor:
         chunks = [upload[start:end] for start, end in self._wire.bounds(upload.numel())]
         with named(plan, visit):
             exchanged = await self._exchange_of(visit.client).run(plan, visit.variant, chunks)
-        self._exchanged[plan.round, visit.client].set()
+        self._exchanged[visit.client][plan.round].set()
         spans = [*self._spans.pop((plan.round, visit.client)), *exchanged]
         self._tasks.create_task(self._report(spans))  # nobody's next round waits for it
 

@@ -75,6 +75,15 @@ class Arrival:
     published_s: float
 
 
+@dataclass
+class _Publication:
+    """What a round brings to clients of one variant, as far as it is here."""
+
+    block: int
+    chunks: Stream[Arrival]
+    ranks: tuple[int, ...] = ()  # of LoRA: how to take the vector apart
+
+
 class Inbox:
     """What the server has published, fetched once per worker however many of its clients wait for it.
 
@@ -91,45 +100,41 @@ class Inbox:
         self._server = server
         self._create_task = create_task
         self._wire_dtype = wire_dtype
-        self._streams: dict[tuple[int, int], Stream[Arrival]] = {}  # (round, variant) → its chunks
-        self._blocks: dict[int, int] = {}  # round → block
-        self._ranks: dict[tuple[int, int], tuple[int, ...]] = {}  # (round, variant) → how to take it apart
+        self._publications: dict[tuple[int, int], _Publication] = {}  # by (round, variant)
 
     def expect(self, plan: RoundPlan, variant: int) -> Stream[Arrival]:
         """The chunks of a round's publication, from now on fetched as they are published."""
         key = plan.round, variant
-        if key not in self._streams:
-            self._streams[key] = Stream()
-            self._blocks[plan.round] = plan.block
+        if key not in self._publications:
+            self._publications[key] = _Publication(plan.block, Stream())
             self._create_task(self._fetch(*key))
-        return self._streams[key]
+        return self._publications[key].chunks
 
     def updates(self, after: int, up_to: int, variant: int) -> list[Update] | None:
         """The updates of these rounds if all of them are here, else None."""
         updates = []
         for round in range(after + 1, up_to + 1):
-            stream = self._streams.get((round, variant))
-            if stream is None or not stream.is_complete:
+            made = self._publications.get((round, variant))
+            if made is None or not made.chunks.is_complete:
                 return None
-            values, ranks = self._joined(stream.items), self._ranks[round, variant]
-            updates.append(Update(round, self._blocks[round], variant, values, ranks))
+            updates.append(Update(round, made.block, variant, self._joined(made.chunks.items), made.ranks))
         return updates
 
     def forget(self, up_to_round: int) -> None:
         """Drop the rounds that the resident model has taken in."""
-        for key in [key for key, stream in self._streams.items() if key[0] <= up_to_round and stream.is_complete]:
-            del self._streams[key], self._ranks[key]
-            self._blocks.pop(key[0], None)
+        done = [key for key, made in self._publications.items() if key[0] <= up_to_round and made.chunks.is_complete]
+        for key in done:
+            del self._publications[key]
 
     def _joined(self, arrivals: Sequence[Arrival]) -> Tensor:
         return torch.cat([from_payload(arrival.payload, self._wire_dtype) for arrival in arrivals])
 
     async def _fetch(self, round: int, variant: int) -> None:
-        stream = self._streams[round, variant]
+        made = self._publications[round, variant]
+        stream = made.chunks
         while not stream.is_complete:
             num_have = len(stream.items)
-            references, is_complete, ranks = await self._server.published.remote(round, variant, num_have)
-            self._ranks[round, variant] = ranks
+            references, is_complete, made.ranks = await self._server.published.remote(round, variant, num_have)
             published_s = time.time()
             for index, reference in enumerate(references):
                 is_last = is_complete and index == len(references) - 1

@@ -38,8 +38,8 @@ class ServerActor:
         self._wire = Wire.of(config.network)
         self._thread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(config.workers.threads,))
         self._setup = setup
-        self._ranks: dict[tuple[int, int], tuple[int, ...]] = {}  # the same → how to take it apart
         self._published: dict[tuple[int, int], Stream[ray.ObjectRef]] = {}  # (round, variant) → its chunks
+        self._ranks: dict[tuple[int, int], tuple[int, ...]] = {}  # the same → how to take it apart
         self._committed: dict[int, asyncio.Event] = defaultdict(asyncio.Event)
         self._server_s: defaultdict[int, float] = defaultdict(float)  # round → seconds that it has computed for it
         self._taken_in = [-1] * num_workers

@@ -1,14 +1,20 @@
 """Federated LoRA as a protocol: what a client starts from, what overlap changes, what travels."""
 
+from types import SimpleNamespace
+from typing import cast
+
 import pytest
 import torch
 
 from parablock_ray.algorithms import lora_costs
 from parablock_ray.algorithms.adapters import client_ranks, find_targets, random_A, taken_apart
 from parablock_ray.algorithms.lora import Adapter, fit
+from parablock_ray.algorithms.wire import Wire
+from parablock_ray.config import Config
 from parablock_ray.config.lora import FedExLoRA, FedIT, FFALoRA, FlexLoRA, FLoRA, FLoRIST, HetLoRA, LoraConfig, ZeroPad
 from parablock_ray.config.method import ParaBlock
 from parablock_ray.errors import UserError
+from parablock_ray.planning.sizes import make_sizes
 from tests.algorithms.lora_toy import SHAPES, LoraHistory, LoraToy, run_lora_toy, weights
 
 COMMON = {"rounds": 5, "local_steps": 3, "batch_size": 1, "lr": 0.05}
@@ -199,6 +205,40 @@ def test_a_client_that_was_left_out_catches_up_with_all_that_was_merged(method, 
         expected = sum(sizes(tau)[1] for tau in missed) + (sizes(reads)[0] if reads in missed else 0)
         assert num_params == expected
         own |= {*missed, round}
+    assert sum(history.catch_up.values()) > 0
+
+
+@pytest.mark.parametrize("method", ["zero_pad", "hetlora", "flexlora", "florist-carry"])
+def test_with_sampled_clients_of_mixed_ranks_no_component_is_dead(method):
+    """A cohort of small ranks leaves nothing beyond them: a client of a larger rank must get fresh components."""
+    lora = {**MIXED.model_dump(), "ranks": (1, 1, 2, 2, 4, 4)}
+    toy = LoraToy(with_(METHODS[method], rounds=12, lora=lora), num_examples=(5,) * 6, per_round=2)
+    history = run_lora_toy(toy)
+    ranks = client_ranks(toy.method.lora, 6, toy.seed)
+    joined_a_smaller_cohort = 0
+    for (round, client), start in history.starts.items():
+        before = [ranks[visit.client] for visit in history.plans[round - 1].visits] if round else [4]
+        joined_a_smaller_cohort += max(before) < ranks[client]
+        for _, B, A in start:
+            assert (B.any(dim=0) | A.any(dim=1)).all(), "a component with A = 0 and B = 0 never trains"
+    assert joined_a_smaller_cohort > 2
+
+
+@pytest.mark.parametrize("method", ["zero_pad", "hetlora", "flexlora"])
+def test_the_plan_foretells_what_sampled_clients_of_mixed_ranks_download(method):
+    lora = {**MIXED.model_dump(), "ranks": (1, 2, 2, 4, 4, 9)}
+    config = with_(METHODS[method], rounds=12, lora=lora)
+    toy = LoraToy(config, num_examples=(5,) * 6, per_round=2)
+    history = run_lora_toy(toy)
+    named = cast(Config, SimpleNamespace(method=config))
+    sizes = make_sizes(named, toy.population, weights(0), Wire(toy.wire_dtype, toy.chunk_bytes))
+    for plan in history.plans:
+        sizes.open(plan)
+        for visit in plan.visits:
+            foretold = sizes.of(plan, visit)
+            assert foretold.up == history.uploads[plan.round, visit.client].numel()
+            assert foretold.down == history.updates[plan.round, visit.variant].values.numel()
+            assert foretold.catch_up == history.catch_up[plan.round, visit.client]
     assert sum(history.catch_up.values()) > 0
 
 

@@ -239,3 +239,24 @@ def test_loading_imports_neither_torch_nor_ray(minimal: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, str(minimal)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_mapping_that_says_its_kind_replaces_the_one_in_the_file(minimal: Path) -> None:
+    skewed = "data.split={name: dirichlet, alpha: 0.5}"
+    assert load_config(minimal, [skewed, "data.split.alpha=2"]).data.split.alpha == 2
+    assert load_config(minimal, [skewed, "data.split={name: iid}"]).data.split.name == "iid"
+    spread = "network.up_mbps={dist: lognormal, median: 20, sigma: 1}"
+    uniform = load_config(minimal, [spread, "network.up_mbps={dist: uniform, low: 1, high: 2}"]).network.up_mbps
+    assert (uniform.low, uniform.high) == (1, 2)
+    assert load_config(minimal, [spread, "network.up_mbps=5"]).network.up_mbps == 5
+
+
+def test_what_cannot_run_is_refused_before_a_model_is_loaded(minimal: Path) -> None:
+    for overrides, line in (
+        (["workers.num=5"], "workers.num: must be at most clients.num = 4"),
+        (["method.name=flora", "method.lora.ranks=[4, 8]"], "method.lora.ranks: 2 ranks for clients.num = 4; give one"),
+        (["method.name=fedcybgd", "method.num_blocks=5"], "method.num_blocks: fedcybgd trains block (client mod"),
+        (["method.name=fedcybgd", "clients.per_round=2"], "clients.per_round: fedcybgd trains one client at a time"),
+    ):
+        [said] = mistakes(minimal, *overrides)
+        assert said.startswith(line)

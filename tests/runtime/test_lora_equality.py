@@ -22,8 +22,8 @@ ON_RAY = [
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ON_RAY)
 def test_ray_ends_in_the_serial_weights(cluster, tmp_path, method):
-    # Of the merge methods also with clients that miss rounds.
-    sampled = ["clients.per_round=2"] if method.startswith("flor") else []
+    # Of those whose clients download what they missed also with clients that miss rounds.
+    sampled = ["clients.per_round=2"] if method.startswith(("flor", "zero", "het", "flex")) else []
     overrides = ["engine.name=torch", "network.chunk_mb=0.01", *sampled]
     reference = run_lora(tmp_path / "serial", method, ["runtime=serial", *overrides])
     summary = run_lora(tmp_path / "ray", method, ["workers.num=2", *overrides])
