@@ -153,7 +153,7 @@ def test_rows_are_taken_again_where_the_examples_do_not_fill_them():
 
 
 def test_the_padding_line_says_what_packing_saves(tmp_path, configs):
-    """Rows of 20 and of 40 tokens: a quarter of an unpacked batch is padding, none of a packed one."""
+    """Examples of 19 and of 39 tokens: some of an unpacked batch is padding, little of a packed one."""
     path = tmp_path / "rows.jsonl"
     rows = [{"instruction": f"{i:02}" + "?" * (7 if i % 2 else 27), "output": "12345678"} for i in range(40)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
