@@ -77,11 +77,14 @@ def data(
         from parablock_ray.driver import prepare  # takes seconds: not for a mistake in the config
         from parablock_ray.tracking.client_split import split_figure, split_line, split_table
         from parablock_ray.tracking.compare import MIN_WIDTH
+        from parablock_ray.training.batches import padding_line
 
-        report = prepare(checked)[0].report
+        prepared = prepare(checked)[0]
+        report = prepared.report
         console = Console()
         console.width = max(console.width, MIN_WIDTH)
-        for line in (report.line(), split_line(checked.data.split.name, report.labels)):
+        split_said = split_line(checked.data.split.name, report.labels)
+        for line in (report.line(), split_said, padding_line(prepared, checked)):
             console.print(line, highlight=False, soft_wrap=True)
         console.print(split_table(report.labels))
         if out is not None:

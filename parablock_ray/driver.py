@@ -29,6 +29,7 @@ from parablock_ray.tracking.kept_ranks import kept_ranks, rank_figure, write_ran
 from parablock_ray.tracking.rounds import RoundBook
 from parablock_ray.tracking.sinks import Sink, open_sinks
 from parablock_ray.tracking.trace import chrome_trace, gantt_svg
+from parablock_ray.training.batches import padding_line
 from parablock_ray.training.data import FederatedData, build_data
 from parablock_ray.training.engine import make_engine
 from parablock_ray.training.model import load_tokenizer, max_context, model_config, model_shapes, num_layers
@@ -47,6 +48,7 @@ def run(config: Config) -> dict[str, Any]:
     method = make_method(config.method, population)
     console.print(data.report.line(), highlight=False, soft_wrap=True)
     console.print(split_line(config.data.split.name, data.report.labels), highlight=False, soft_wrap=True)
+    console.print(padding_line(data, config), highlight=False, soft_wrap=True)
     pricing, virtual = Pricing(config), config.network.mode == "virtual"
     book = VirtualBook(method.num_rounds, pricing) if virtual else RoundBook(method.num_rounds)
     runtime = make_runtime(RunSetup(config, population, data, make_engine))
@@ -97,9 +99,8 @@ def prepare(config: Config) -> tuple[FederatedData, Population]:
         for oddity in check_adapters(lora, shapes, config.clients.num, config.seed):
             _logger.warning(oddity)
     data = build_data(config.data, config.clients.num, config.seed, tokenizer, max_context(shape))
-    num_examples = tuple(len(indices) for indices in data.clients)
     per_round = config.clients.per_round or config.clients.num
-    return data, Population(num_examples, per_round, config.seed)
+    return data, Population(data.clients.num_examples, per_round, config.seed, config.data.arrival)
 
 
 def run_rounds(

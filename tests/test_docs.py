@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from parablock_ray.config import Config
+from parablock_ray.config.presets import PRESETS
 from parablock_ray.tracking.events import Committed, Span
 from parablock_ray.tracking.rounds import RoundBook
 from tests.config.names import method_names
@@ -80,6 +81,16 @@ def test_every_config_key_is_documented_with_its_defaults() -> None:
 def test_every_method_is_named(document: str) -> None:
     text = (ROOT / document).read_text("utf-8")
     assert [name for name in method_names() if f"`{name}`" not in text] == []
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_documented_with_its_licence(name: str) -> None:
+    preset = PRESETS[name]
+    lines = (ROOT / "docs" / "data.md").read_text("utf-8").splitlines()
+    [row] = [line for line in lines if line.startswith(f"| `{name}`")]
+    assert f"`{preset.hub_name}`" in row
+    assert row.endswith(f"| {preset.licence} |")
+    assert all(f"`{column}`" in row for column in preset.columns.model_dump(exclude_none=True).values())
 
 
 def test_every_field_of_a_run_folder_is_documented() -> None:

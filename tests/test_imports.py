@@ -28,9 +28,8 @@ RANKS = {
     "errors": 0,
 }
 OPEN_TO_ALL = {"", "__version__"}  # the package itself, which imports nothing
-ONLY_IN = {"ray": {"runtime"}} | {
-    library: {"training"} for library in ("transformers", "datasets", "deepspeed", "peft", "reasoning_gym", "gguf")
-}
+IN_TRAINING = ("transformers", "datasets", "pyarrow", "deepspeed", "peft", "reasoning_gym", "gguf")
+ONLY_IN = {"ray": {"runtime"}} | {library: {"training"} for library in IN_TRAINING}
 NO_TORCH = {"cli", "network", "tracking", "config", "errors"}
 
 FILES = sorted(PACKAGE.rglob("*.py"))

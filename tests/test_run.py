@@ -94,7 +94,7 @@ def test_metrics_have_a_row_a_round(finished, summary):
     metrics = rows(finished / "metrics.jsonl")
     assert [row["round"] for row in metrics] == list(range(5))
     phases = {f"{phase}_s{suffix}" for phase in ("compute", "upload", "download", "wait") for suffix in ("", "_max")}
-    counts = {"bytes_up", "bytes_down", "bytes_catch_up", "num_participants", "server_s"}
+    counts = {"bytes_up", "bytes_down", "bytes_catch_up", "num_participants", "num_examples", "server_s"}
     assert all(row.keys() == {"round", "block", "loss", "seconds"} | phases | counts for row in metrics)
     assert sum(row["seconds"] for row in metrics) == pytest.approx(summary["seconds"], rel=1e-12)
 
@@ -230,7 +230,7 @@ def from_file(path: Path, *lines: str) -> list[str]:
     ("lines", "line"),
     [
         ([example(1), '{"instruction": "cut of'], "{path}:2: this line is not JSON: Unterminated string"),
-        ([example(1), example(2), '{"question": "?"}'], "{path}:3: needs `instruction` and `output` (Alpaca) or "),
+        ([example(1), example(2), '{"question": "?"}'], "{path}:3: needs `instruction` and `output` (Alpaca), "),
         ([example(1), example(2, output=" ")], "{path}:2: the answer is empty; remove the line or give it one"),
         ([example(i) for i in range(4)], "clients.num: 4 clients cannot share 3 training examples; lower it or give"),
         ([example(1)], "data.num_eval: 1 examples cannot be held out of 1 "),

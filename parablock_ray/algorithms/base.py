@@ -20,7 +20,7 @@ class Visit:
     """
 
     client: int
-    num_examples: int  # n_i: its weight in the aggregate, before normalisation
+    num_examples: int  # n_i: what it holds in this round, and its weight in the aggregate before normalisation
     share: float  # planned w_i = n_i / Σ n_j over the cohort (what the `eager` correction uses)
     variant: int = 0
 

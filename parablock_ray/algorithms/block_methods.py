@@ -35,7 +35,7 @@ class BlockSchedule:
 
     def plan(self, round: int) -> RoundPlan:
         """The plan of round `round`."""
-        visits = in_fold_order(self.cohort_of(round), self.population)
+        visits = in_fold_order(self.cohort_of(round), self.population, round)
         reads = round - 1 - self.staleness
         return RoundPlan(round, self.block_of(round), reads, visits, learning_rate(self.config, round))
 

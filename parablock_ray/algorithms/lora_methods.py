@@ -51,7 +51,7 @@ class LoraSchedule:
 
     def plan(self, round: int) -> RoundPlan:
         """The plan of round `round`."""
-        visits = in_fold_order(uniform_cohorts(self.population)(round), self.population)
+        visits = in_fold_order(uniform_cohorts(self.population)(round), self.population, round)
         if by_rank(self.config):
             ranks = client_ranks(self.config.lora, self.population.num_clients, self.population.seed)
             visits = tuple(replace(visit, variant=ranks[visit.client]) for visit in visits)

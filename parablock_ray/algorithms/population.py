@@ -8,19 +8,26 @@ import torch
 
 from parablock_ray.algorithms.base import RoundPlan, Visit
 from parablock_ray.algorithms.rng import generator
+from parablock_ray.config.data import Arrival
 
 
 @dataclass(frozen=True)
 class Population:
-    """Who may take part: `num_examples[i]` is n_i; `per_round` clients are drawn for each round."""
+    """Who may take part: `num_examples[i]` is n_i once all has arrived; `per_round` clients are drawn a round."""
 
     num_examples: tuple[int, ...]
     per_round: int
     seed: int
+    arrival: Arrival | None = None  # None: all is there from the start
 
     @property
     def num_clients(self) -> int:
         return len(self.num_examples)
+
+    def num_examples_at(self, round: int, client: int) -> int:
+        """n_i in a round: how many examples the client holds by then."""
+        num_examples = self.num_examples[client]
+        return num_examples if self.arrival is None else self.arrival.num_arrived(num_examples, round)
 
     @property
     def is_sampled(self) -> bool:
@@ -40,11 +47,11 @@ def uniform_cohorts(population: Population) -> Callable[[int], Sequence[int]]:
     return cohort
 
 
-def in_fold_order(cohort: Sequence[int], population: Population) -> tuple[Visit, ...]:
-    """The cohort's visits, n_i descending, ties by client id: the order in which the server sums."""
-    num_examples = population.num_examples
+def in_fold_order(cohort: Sequence[int], population: Population, round: int) -> tuple[Visit, ...]:
+    """The cohort's visits in this round, n_i descending, ties by client id: the order in which the server sums."""
+    num_examples = {client: population.num_examples_at(round, client) for client in cohort}
     ordered = sorted(cohort, key=lambda client: (-num_examples[client], client))
-    total = sum(num_examples[client] for client in ordered)
+    total = sum(num_examples.values())
     return tuple(Visit(client, num_examples[client], num_examples[client] / total) for client in ordered)
 
 

@@ -4,10 +4,12 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from rich.table import Table
 
 _MAX_ROWS = 20  # clients that a table shows one by one; of more, some by size
 _MAX_BARS = 200  # clients that a picture shows one by one; of more, the distribution of sizes
+_MAX_BINS = 50  # of the distribution of sizes
 _MAX_COLUMNS = 10  # labels that a table or legend names; the rest are one
 _BAR = 30  # characters
 
@@ -23,9 +25,11 @@ def sizes(counts: Counts) -> list[int]:
 def split_line(split: str, counts: Counts) -> str:
     """One line for people."""
     held = sizes(counts)
+    unequal = f"{min(held)} to {max(held)} examples, {statistics.median(held):g} in the median"
+    how_many = unequal if min(held) < max(held) else f"{held[0]} examples each"
     return (
-        f"split {split}: {len(held)} client(s) hold {min(held)} to {max(held)} examples, {statistics.median(held):g} "
-        f"in the median; {_num_labels(counts)} of {len(counts)} labels each on average"
+        f"split {split}: {len(held)} client(s) hold {how_many}; "
+        f"{_num_labels(counts)} of {len(counts)} labels each on average"
     )
 
 
@@ -49,8 +53,13 @@ def split_figure(counts: Counts) -> Figure:
     held = sizes(counts)
     figure = Figure(figsize=(10, 4), layout="constrained")
     axes = figure.subplots()
+    axes.spines[["top", "right"]].set_visible(False)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if len(held) > _MAX_BARS:
-        axes.hist(held, bins=50)
+        width = -(-(max(held) - min(held) + 1) // _MAX_BINS)  # of a bin: whole, like the sizes
+        edges = [edge - 0.5 for edge in range(min(held), max(held) + width + 1, width)]
+        axes.hist(held, bins=edges, rwidth=0.9)
         axes.set(xlabel="training examples", ylabel="clients", title="clients by size")
         return figure
     below = [0] * len(held)
@@ -58,7 +67,9 @@ def split_figure(counts: Counts) -> Figure:
         axes.bar(range(len(held)), of_label, bottom=below, label=label, width=0.9)
         below = [sum(pair) for pair in zip(below, of_label, strict=True)]
     axes.set(xlabel="client", ylabel="training examples", title="who holds what")
-    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axes.margins(x=0.01)
+    if len(counts) > 1:  # from the top down, as the bars are
+        axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, reverse=True)
     return figure
 
 

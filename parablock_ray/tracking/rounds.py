@@ -64,6 +64,7 @@ class RoundBook:
             "bytes_down": _payload_bytes(spans, "download"),
             "bytes_catch_up": _payload_bytes(spans, "catch_up"),
             "num_participants": len(commit.participants),
+            "num_examples": sum(commit.weights),
             "server_s": commit.server_s,
             **_kept(commit.kept_ranks),
         }

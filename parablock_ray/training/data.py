@@ -1,70 +1,60 @@
-"""From examples to what the engine takes: templates, tokens, the held-out set, clients, batches."""
+"""From a source to what a run needs: the held-out set, who holds what, and a report of what became of the examples."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Protocol
 
 import numpy as np
 import torch
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from parablock_ray.algorithms.rng import generator
-from parablock_ray.config.data import DataConfig, DirichletSplit, ShardsSplit, SplitConfig
+from parablock_ray.config.data import DataConfig, DirichletSplit, NaturalSplit, ShardsSplit, SplitConfig, check_source
 from parablock_ray.errors import UserError
-from parablock_ray.training.loss import IGNORED
+from parablock_ray.training.generated import GeneratedClients, ProblemSource
 from parablock_ray.training.partition import Parts, length_labels, split
-from parablock_ray.training.sources import Example, read_examples
+from parablock_ray.training.rows import Example
+from parablock_ray.training.sources import check_tasks, read_examples
+from parablock_ray.training.templates import prompt_text
+from parablock_ray.training.tokens import Held, TokenizedExamples, select, tokenize
 
-Template = Literal["plain", "alpaca", "chat"]
 
-# The wording of Stanford Alpaca, https://github.com/tatsu-lab/stanford_alpaca (Apache-2.0).
-ALPACA = (
-    "Below is an instruction that describes a task. "
-    "Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Response:\n"
-)
-ALPACA_WITH_INPUT = (
-    "Below is an instruction that describes a task, paired with an input that provides further context. "
-    "Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
-)
+class Clients(Protocol):
+    """Who holds what."""
+
+    @property
+    def num_examples(self) -> tuple[int, ...]:
+        """n_i by client, once all of its examples have arrived."""
+        ...
+
+    def held_by(self, client: int) -> Held:
+        """What the client holds: the same whoever asks, and whenever."""
+        ...
 
 
 @dataclass(frozen=True)
-class TokenizedExamples:
-    """Examples as three flat arrays, which pickle and travel through shared memory without a copy."""
+class StoredClients:
+    """Clients whose examples are all there: `indices[i]` into `store` (int64, ascending) are client i's."""
 
-    ids: np.ndarray  # int32 (all tokens,): prompt, answer and end mark of one example after another
-    offsets: np.ndarray  # int64 (examples + 1,): where in `ids` each example begins
-    answer_start: np.ndarray  # int32 (examples,): the answer's first token, counted from the example's first
-    pad_id: int
+    store: TokenizedExamples
+    indices: Parts
 
-    def __len__(self) -> int:
-        return len(self.answer_start)
+    @property
+    def num_examples(self) -> tuple[int, ...]:
+        return tuple(len(held) for held in self.indices)
 
-    def batch(self, indices: Sequence[int] | np.ndarray) -> dict[str, torch.Tensor]:
-        """`input_ids`, `attention_mask`, `labels`: int64 (len(indices), longest of them), padded on the right.
-
-        Labels are -100 except on the answer and its end mark.
-        """
-        lengths = [int(self.offsets[i + 1] - self.offsets[i]) for i in indices]
-        shape = (len(lengths), max(lengths))
-        input_ids = np.full(shape, self.pad_id, np.int64)
-        attention_mask = np.zeros(shape, np.int64)
-        labels = np.full(shape, IGNORED, np.int64)
-        for row, (i, length) in enumerate(zip(indices, lengths, strict=True)):
-            start, tokens = self.answer_start[i], self.ids[self.offsets[i] : self.offsets[i + 1]]
-            input_ids[row, :length] = tokens
-            attention_mask[row, :length] = 1
-            labels[row, start:length] = tokens[start:]
-        arrays = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
-        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+    def held_by(self, client: int) -> Held:
+        return Held(self.store, self.indices[client])
 
 
 @dataclass(frozen=True)
 class DataReport:
-    """What became of the examples of a source."""
+    """What became of the examples of a source.
+
+    Of clients whose examples are made when they are visited, tokens and `num_truncated` are those of the first
+    `num_sampled` clients; it is None where all examples are there.
+    """
 
     num_read: int
     num_dropped: int  # of those read: nothing of their answer fits the context
@@ -76,6 +66,7 @@ class DataReport:
     mean_tokens: float  # of training examples, prompt and answer
     max_tokens: int
     labels: Mapping[str, tuple[int, ...]]  # label → how many training examples of it each client holds
+    num_sampled: int | None
 
     def line(self) -> str:
         """The report for people, with what was left out where anything was."""
@@ -83,6 +74,8 @@ class DataReport:
             f"{self.num_train} training and {self.num_eval} held-out examples of {self.num_tasks} tasks, "
             f"{self.mean_tokens:.0f} tokens on average, {self.max_tokens} at most"
         )
+        if self.num_sampled is not None:
+            text += f" (of the first {self.num_sampled} client(s); a client's examples are made when it is visited)"
         losses = {
             "dropped because no part of the answer fits": self.num_dropped,
             "cut at the end of the answer": self.num_truncated,
@@ -93,28 +86,38 @@ class DataReport:
 
 @dataclass(frozen=True)
 class FederatedData:
-    """`clients[i]` are the indices into `train` (int64, ascending) that client i holds."""
+    """`max_length`: of the longest example there can be, in tokens."""
 
-    train: TokenizedExamples
+    clients: Clients
     eval: TokenizedExamples
-    clients: tuple[np.ndarray, ...]
+    max_length: int
     report: DataReport
 
 
 def build_data(
     data: DataConfig, num_clients: int, seed: int, tokenizer: PreTrainedTokenizerBase, max_context: int
 ) -> FederatedData:
-    """Reads, tokenises, holds out and splits the data; `max_context` is the longest sequence in tokens.
+    """The clients' data and the held-out set; `max_context` is the longest sequence in tokens.
 
-    Held-out examples are set apart before the split, in proportion to the tasks, and no training example has
-    the prompt of one. The same for the same arguments. Raises UserError, see sources.py and partition.py.
+    No training example has the prompt of a held-out one. The same for the same arguments. Raises UserError, see
+    sources.py, partition.py and generated.py.
     """
+    check_source(data)
+    limit = min(data.max_length, max_context)
+    if data.per_client is not None:
+        return _generated_data(ProblemSource(data, seed, tokenizer, limit), num_clients)
+    return _stored_data(data, num_clients, seed, tokenizer, limit)
+
+
+def _stored_data(
+    data: DataConfig, num_clients: int, seed: int, tokenizer: PreTrainedTokenizerBase, limit: int
+) -> FederatedData:
+    """Reads, tokenises, holds out and splits. Held-out examples are set apart in proportion to the tasks."""
     examples = read_examples(data, seed)
     if not examples:
         raise UserError(f"data.source: {data.source} holds no examples")
     prompts = [prompt_text(example, data.template, tokenizer) for example in examples]
     whole = tokenize(prompts, [example.answer for example in examples], tokenizer)
-    limit = min(data.max_length, max_context)
     usable = np.flatnonzero(whole.answer_start < limit)
     if len(usable) <= data.num_eval:
         raise _too_few(len(examples), len(usable), limit, data)
@@ -124,95 +127,63 @@ def build_data(
     train, num_duplicates = _without_prompts_of(held_out, usable, prompts)
     if data.num_train is not None and len(train) > data.num_train:
         train = _spread(train, groups, data.num_train, generator(seed, "cut"))
-    lengths = np.diff(whole.offsets)
-    labels = _labels(data.split, [examples[i].task for i in train], np.minimum(lengths[train], limit))
+    lengths = np.minimum(whole.lengths, limit)
+    labels = _labels(data.split, [examples[i].task for i in train], lengths[train])
     clients = split(data.split, [groups[i] for i in train], labels, num_clients, seed)
     return FederatedData(
-        clients=clients,
-        train=_select(whole, train, limit),
-        eval=_select(whole, held_out, limit),
+        clients=StoredClients(select(whole, train, limit), clients),
+        eval=select(whole, held_out, limit),
+        max_length=limit,
         report=DataReport(
             num_read=len(examples),
             num_dropped=len(examples) - len(usable),
-            num_truncated=int((lengths[train] > limit).sum() + (lengths[held_out] > limit).sum()),
+            num_truncated=int((whole.lengths > limit)[np.concatenate([train, held_out])].sum()),
             num_duplicates=num_duplicates,
             num_train=len(train),
             num_eval=len(held_out),
             num_tasks=len({examples[i].task for i in train}),
-            mean_tokens=float(np.minimum(lengths[train], limit).mean()),
-            max_tokens=int(np.minimum(lengths[train], limit).max()),
+            mean_tokens=float(lengths[train].mean()),
+            max_tokens=int(lengths[train].max()),
             labels=_counts(clients, labels),
+            num_sampled=None,
         ),
     )
 
 
-def batches(
-    store: TokenizedExamples,
-    examples: np.ndarray,
-    seed: int,
-    round: int,
-    client: int,
-    num_steps: int,
-    batch_size: int,
-) -> Iterator[dict[str, torch.Tensor]]:
-    """The batches of one client in one round, as `TokenizedExamples.batch` makes them.
-
-    `examples` are the client's indices into `store`, taken in a fresh order every round, and once more from
-    the start of that order where they are fewer than num_steps · batch_size.
-    """
-    order = torch.randperm(len(examples), generator=generator(seed, "batches", client, round)).numpy()
-    chosen = np.resize(examples[order], (num_steps, batch_size))
-    for indices in chosen:
-        yield store.batch(indices)
-
-
-def move(batch: Mapping[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
-    """The batch on `device`."""
-    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
-
-
-def prompt_text(example: Example, template: Template, tokenizer: PreTrainedTokenizerBase) -> str:
-    """What stands before the answer. `plain` and `alpaca` put the turns of a conversation line by line."""
-    contents = [message.content for message in example.messages]
-    if template == "plain":
-        return "\n".join([*contents, example.input] if example.input else contents) + "\n"
-    if template == "alpaca":
-        form = ALPACA_WITH_INPUT if example.input else ALPACA
-        return form.format(instruction="\n".join(contents), input=example.input)
-    if tokenizer.chat_template is None:
-        raise UserError("data.template: chat needs a tokenizer with a chat template; use plain or alpaca")
-    if example.input:
-        contents[-1] += f"\n\n{example.input}"
-    turns = [
-        {"role": message.role, "content": content} for message, content in zip(example.messages, contents, strict=True)
-    ]
-    try:
-        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-    except TemplateError as error:
-        roles = ", ".join(message.role for message in example.messages)
+def _generated_data(source: ProblemSource, num_clients: int) -> FederatedData:
+    """Makes the held-out set, and the first clients' examples to see that the tasks can give them."""
+    data, tasks = source.data, source.data.tasks
+    check_tasks(tasks)
+    if isinstance(data.split, NaturalSplit) and len(tasks) > num_clients:
         raise UserError(
-            f"data.template: the model's chat template refuses turns by {roles}: {error}; use plain or alpaca"
-        ) from error
-
-
-def tokenize(prompts: list[str], answers: list[str], tokenizer: PreTrainedTokenizerBase) -> TokenizedExamples:
-    """Every prompt with its answer and an end mark, uncut.
-
-    Prompt and answer are tokenised apart, so that the answer's tokens are the same in training and when the
-    model is asked. A tokenizer's start mark comes first, unless a chat template has put it there.
-    """
-    bos = tokenizer.bos_token_id
-    starts_with_bos = bos is not None and bos in tokenizer("")["input_ids"]
-    prompt_ids = tokenizer(prompts, add_special_tokens=False, verbose=False)["input_ids"]
-    answer_ids = tokenizer(answers, add_special_tokens=False, verbose=False)["input_ids"]
-    if starts_with_bos:
-        prompt_ids = [ids if ids[:1] == [bos] else [bos, *ids] for ids in prompt_ids]
-    sequences = [[*p, *a, tokenizer.eos_token_id] for p, a in zip(prompt_ids, answer_ids, strict=True)]
-    return TokenizedExamples(
-        ids=np.concatenate([np.array(sequence, np.int32) for sequence in sequences]),
-        offsets=np.cumsum([0, *map(len, sequences)], dtype=np.int64),
-        answer_start=np.array([len(ids) for ids in prompt_ids], np.int32),
-        pad_id=tokenizer.pad_token_id,
+            f"data.split: natural gives every client one task, but there are {len(tasks)} for clients.num = "
+            f"{num_clients}; raise it to {len(tasks)}, or use iid"
+        )
+    whole, prompts = source.drawn(
+        [tasks[i % len(tasks)] for i in range(data.num_eval)], set(), "reasoning_gym held out"
+    )
+    clients = GeneratedClients(source, num_clients, frozenset(prompts))
+    num_sampled = min(num_clients, len(tasks))
+    uncut = np.concatenate([clients.uncut(client).lengths for client in range(num_sampled)])
+    lengths = np.minimum(uncut, source.max_length)
+    num_train = sum(clients.num_examples)
+    return FederatedData(
+        clients=clients,
+        eval=select(whole, range(len(whole)), source.max_length),
+        max_length=source.max_length,
+        report=DataReport(
+            num_read=num_train + data.num_eval,
+            num_dropped=0,
+            num_truncated=int((uncut > source.max_length).sum() + (whole.lengths > source.max_length).sum()),
+            num_duplicates=0,
+            num_train=num_train,
+            num_eval=data.num_eval,
+            num_tasks=len(tasks),
+            mean_tokens=float(lengths.mean()),
+            max_tokens=int(lengths.max()),
+            labels=clients.labels,
+            num_sampled=num_sampled,
+        ),
     )
 
 
@@ -227,17 +198,6 @@ def _without_prompts_of(held_out: np.ndarray, usable: np.ndarray, prompts: list[
             "lower it, or use data with more different prompts"
         )
     return train, len(others) - len(train)
-
-
-def _select(whole: TokenizedExamples, chosen: np.ndarray, limit: int) -> TokenizedExamples:
-    """The chosen examples, each cut to its first `limit` tokens."""
-    parts = [whole.ids[whole.offsets[i] :][: min(limit, whole.offsets[i + 1] - whole.offsets[i])] for i in chosen]
-    return TokenizedExamples(
-        ids=np.concatenate(parts),
-        offsets=np.cumsum([0, *map(len, parts)], dtype=np.int64),
-        answer_start=whole.answer_start[chosen],
-        pad_id=whole.pad_id,
-    )
 
 
 def _spread(members: np.ndarray, groups: list[str], num: int, shuffle: torch.Generator) -> np.ndarray:
@@ -255,10 +215,15 @@ def _labels(config: SplitConfig, tasks: list[str], lengths: np.ndarray) -> list[
 
 
 def _counts(clients: Parts, labels: list[str]) -> dict[str, tuple[int, ...]]:
-    numbers = {label: number for number, label in enumerate(sorted(set(labels)))}
+    numbers = {label: number for number, label in enumerate(sorted(set(labels), key=_with_numbers))}
     of_example = np.array([numbers[label] for label in labels])
     by_client = np.array([np.bincount(of_example[indices], minlength=len(numbers)) for indices in clients])
     return {label: tuple(by_client[:, number].tolist()) for label, number in numbers.items()}
+
+
+def _with_numbers(label: str) -> list[tuple[bool, int | str]]:
+    """Sorts by the numbers in labels: up to 73 tokens comes before up to 129 tokens."""
+    return [(part.isdigit(), int(part) if part.isdigit() else part) for part in re.split(r"(\d+)", label)]
 
 
 def _group(example: Example) -> str:

@@ -3,8 +3,9 @@
 import torch
 from torch import nn
 
-from parablock_ray.training.data import TokenizedExamples, move
+from parablock_ray.training.batches import move
 from parablock_ray.training.loss import answer_nll
+from parablock_ray.training.tokens import TokenizedExamples
 
 
 def held_out_loss(model: nn.Module, examples: TokenizedExamples, batch_size: int) -> float:

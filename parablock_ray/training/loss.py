@@ -18,15 +18,16 @@ def answer_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
 def answer_nll(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, int]:
     """Summed negative log-likelihood of the answer tokens, and how many there are.
 
-    `batch`: `input_ids`, `attention_mask`, `labels`, each (batch, length), int64; labels are IGNORED on prompt and
-    padding. With a vocabulary of 49,152 the head is a fifth of a small model's work, and prompts are most of the
-    tokens: the head runs only from the first position that predicts an answer token in any row.
+    `batch`: `input_ids`, `labels` and either `attention_mask` or, of packed rows, `position_ids`, each (batch, length),
+    int64; labels are IGNORED on prompt and padding. With a vocabulary of 49,152 the head is a fifth of a small
+    model's work, and prompts are most of the tokens: the head runs only from the first position that predicts an
+    answer token in any row.
     """
     input_ids, labels = batch["input_ids"], batch["labels"]
     length = input_ids.shape[1]
     first_answer = int((labels != IGNORED).any(dim=0).int().argmax())
     num_kept = length - max(first_answer - 1, 0)
-    inputs = {"input_ids": input_ids, "attention_mask": batch["attention_mask"], "use_cache": False}
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"} | {"use_cache": False}
     inner = getattr(model, "module", model)  # DeepSpeed's engine hides the model's own signature
     if "logits_to_keep" in inspect.signature(inner.forward).parameters:
         logits = model(**inputs, logits_to_keep=num_kept).logits

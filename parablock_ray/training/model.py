@@ -121,6 +121,22 @@ def max_context(config: PretrainedConfig) -> int:
     return int(config.get_text_config().max_position_embeddings)
 
 
+def check_packing(model: PreTrainedModel) -> None:
+    """Raises UserError for a model that lets an example in a packed row see the one before it.
+
+    Most decoders keep examples apart by their positions. Some take no positions, or carry a state along the row.
+    """
+    pairs = torch.tensor([[1, 2, 3, 4], [2, 1, 3, 4]])  # another first example, the same second one
+    positions = torch.tensor([[0, 1, 0, 1], [0, 1, 0, 1]])
+    with torch.inference_mode():
+        first, second = model(input_ids=pairs, position_ids=positions, use_cache=False).logits[:, 2:]
+    if not torch.allclose(first, second, rtol=1e-4, atol=1e-5):
+        raise UserError(
+            "data.packing: this model lets an example see the one before it in its row; leave it out, or use a model "
+            "whose attention goes by position_ids"
+        )
+
+
 def cast_parameters(model: PreTrainedModel, dtype: torch.dtype) -> None:
     """Cast the parameters, not the buffers: rotary frequencies stay in fp32."""
     for parameter in model.parameters():

@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -19,9 +19,12 @@ from parablock_ray.algorithms.wire import Wire
 from parablock_ray.config import Config
 from parablock_ray.errors import RunFailed
 from parablock_ray.training.adapters import activate_rank, add_adapters
-from parablock_ray.training.data import FederatedData, batches, move
+from parablock_ray.training.batches import batches, move, visit_order
+from parablock_ray.training.data import FederatedData
 from parablock_ray.training.engine import EngineMaker
-from parablock_ray.training.model import load_model
+from parablock_ray.training.model import check_packing, load_model
+
+_CACHED_CLIENTS = 32  # whose examples a worker keeps, where they are made when a client is visited
 
 
 @dataclass(frozen=True)
@@ -44,9 +47,13 @@ class Worker:
         make_engine: EngineMaker,
     ) -> None:
         self._config = config
-        self._data = data
+        self._population = population
+        self._held_by = lru_cache(_CACHED_CLIENTS)(data.clients.held_by)
+        self._packed_length = data.max_length if config.data.packing else None
         self._device = device
         model = load_model(config.model.name, "float32", config.seed)
+        if config.data.packing:
+            check_packing(model)
         exact = _cast(model, getattr(torch, config.model.dtype))
         parameters = dict(model.named_parameters())
         if trains_adapters(config.method):
@@ -87,12 +94,11 @@ class Worker:
 
     def warm_up(self) -> None:
         """One forward and backward pass that changes nothing, so that first-use costs fall before the clock starts."""
-        store = self._data.train
-        batch = move(store.batch(range(min(len(store), self._config.method.batch_size))), self._device)
+        [batch] = self._batches(round=0, client=0, num_steps=1)
         first = RoundPlan(round=0, block=0, reads=-1, visits=(), lr=0.0)
         with self._undressed_after():
             self._engine.begin(self._replica.start(first, Visit(client=0, num_examples=1, share=1.0)), first.lr)
-            self._engine.step(batch)
+            self._engine.step(move(batch, self._device))
             self._engine.end()
 
     def step_seconds(self, block: int, clients: Sequence[int], num_steps: int) -> float:
@@ -114,8 +120,10 @@ class Worker:
         return statistics.median(seconds[1:])
 
     def _batches(self, round: int, client: int, num_steps: int) -> Iterator[dict[str, Tensor]]:
-        examples, batch_size = self._data.clients[client], self._config.method.batch_size
-        return batches(self._data.train, examples, self._config.seed, round, client, num_steps, batch_size)
+        store, examples = self._held_by(client)
+        num_arrived = self._population.num_examples_at(round, client)
+        order = visit_order(examples, num_arrived, self._config.seed, round, client)
+        return batches(store, order, num_steps, self._config.method.batch_size, self._packed_length)
 
     @contextmanager
     def _undressed_after(self) -> Iterator[None]:

@@ -74,6 +74,7 @@ def test_first_row_figure_by_figure() -> None:
         "bytes_down": 100,
         "bytes_catch_up": 0,
         "num_participants": 2,
+        "num_examples": 4,
         "server_s": 0.25,
     }
 

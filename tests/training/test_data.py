@@ -12,10 +12,14 @@ import torch
 
 from parablock_ray.config.data import DataConfig
 from parablock_ray.errors import UserError
-from parablock_ray.training.data import batches, build_data, prompt_text, tokenize
+from parablock_ray.training.batches import batches, visit_order
+from parablock_ray.training.data import build_data
 from parablock_ray.training.loss import IGNORED
 from parablock_ray.training.model import load_tokenizer
-from parablock_ray.training.sources import Example, Message, read_examples
+from parablock_ray.training.rows import Example, Message
+from parablock_ray.training.sources import read_examples
+from parablock_ray.training.templates import prompt_text
+from parablock_ray.training.tokens import tokenize
 
 TASKS = ("chain_sum", "gcd", "gsm_symbolic")
 
@@ -170,7 +174,7 @@ def test_malformed_rows_are_named_by_file_and_line(jsonl, row, message):
     ("source", "message"),
     [
         ("nowhere/rows.jsonl", "data.source: cannot read nowhere/rows.jsonl: No such file"),
-        ("./nowhere", r"nowhere must be a .jsonl file"),
+        ("./nowhere", r"nowhere must be a .jsonl file \(one JSON object a line\) or a .parquet file"),
         (__file__, r"test_data.py must be a .jsonl file"),
     ],
 )
@@ -180,19 +184,19 @@ def test_missing_and_other_files(source, message):
 
 
 def test_tasks_of_a_file(jsonl):
-    with pytest.raises(UserError, match=r"data.tasks: only `data.source: reasoning_gym`"):
+    with pytest.raises(UserError, match=r"data.tasks: only for `data.source: reasoning_gym`"):
         read_examples(jsonl(alpaca(1), tasks=("gcd",)), 0)
 
 
 def test_hub_rows_take_the_same_forms(monkeypatch):
     import datasets
 
-    def load(name, split):
-        assert (name, split) == ("some/set", "train")
-        return datasets.Dataset.from_list([alpaca(1), alpaca(2, output="")])
+    def load(name, subset, split):
+        assert (name, subset, split) == ("some/set", None, "train")
+        return datasets.Dataset.from_list([alpaca(1), {"instruction": None, "input": "", "output": "I can!"}])
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    with pytest.raises(UserError, match="some/set row 1: the answer is empty"):
+    with pytest.raises(UserError, match="some/set row 1: `instruction` must be text, found null"):
         read_examples(DataConfig(source="some/set"), 0)
 
 
@@ -270,20 +274,20 @@ def test_the_store_pickles_as_it_is(tokenizer):
 
 def test_held_out_prompts_are_never_trained_on(tokenizer):
     data = build_data(generated(tasks=("gcd", "coin_flip"), num_train=200, num_eval=40), 4, 0, tokenizer, 512)
-    train, held_out = set(prompts_of(data.train, tokenizer)), set(prompts_of(data.eval, tokenizer))
+    train, held_out = set(prompts_of(data.clients.store, tokenizer)), set(prompts_of(data.eval, tokenizer))
     assert not train & held_out
     assert data.report.num_duplicates > 0  # coin_flip has few questions
     assert len(data.eval) == 40
-    assert len(data.train) == 200 - data.report.num_duplicates
-    assert sorted(np.concatenate(data.clients)) == list(range(len(data.train)))
+    assert len(data.clients.store) == 200 - data.report.num_duplicates
+    assert sorted(np.concatenate(data.clients.indices)) == list(range(len(data.clients.store)))
     assert f"{data.report.num_duplicates} removed because their prompt is held out" in data.report.line()
 
 
 def test_natural_split_follows_the_tasks_and_holds_out_of_each(tokenizer):
     data = build_data(generated(split="natural", max_length=4096), 3, 0, tokenizer, 4096)
-    prompts = prompts_of(data.train, tokenizer)
+    prompts = prompts_of(data.clients.store, tokenizer)
     for client, words in zip(
-        data.clients, ["arithmetic problem", "Greatest Common", "final answer. Do not"], strict=True
+        data.clients.indices, ["arithmetic problem", "Greatest Common", "final answer. Do not"], strict=True
     ):
         assert len(client) == 20
         assert all(words in prompts[i] for i in client)
@@ -294,15 +298,15 @@ def test_natural_split_follows_the_tasks_and_holds_out_of_each(tokenizer):
 def test_natural_split_follows_the_client_column(jsonl, tokenizer):
     rows = [alpaca(i, client=i % 3) for i in range(31)]
     data = build_data(jsonl(*rows, split="natural"), 3, 0, tokenizer, 512)
-    for client in data.clients:
-        numbers = [prompts_of(data.train, tokenizer)[i].split()[2].rstrip(".") for i in client]
+    for client in data.clients.indices:
+        numbers = [prompts_of(data.clients.store, tokenizer)[i].split()[2].rstrip(".") for i in client]
         assert len({int(number) % 3 for number in numbers}) == 1
 
 
 def test_files_are_cut_to_num_train(jsonl, tokenizer):
     rows = [alpaca(i) for i in range(30)]
     data = build_data(jsonl(*rows, num_train=10, num_eval=5), 2, 0, tokenizer, 512)
-    assert (len(data.train), len(data.eval), data.report.num_read) == (10, 5, 30)
+    assert (len(data.clients.store), len(data.eval), data.report.num_read) == (10, 5, 30)
 
 
 def test_equal_arguments_give_equal_data(tokenizer):
@@ -317,7 +321,7 @@ def test_long_examples_are_cut_and_counted(jsonl, tokenizer):
         report = data.report
         assert (report.num_read, report.num_dropped, report.num_truncated) == (8, 1, 1)
         assert report.max_tokens <= 100
-        longest = max(np.diff(data.train.offsets).max(), np.diff(data.eval.offsets).max())
+        longest = max(np.diff(data.clients.store.offsets).max(), np.diff(data.eval.offsets).max())
         assert longest == 100
         assert "1 dropped because no part of the answer fits; 1 cut at the end" in report.line()
 
@@ -341,10 +345,11 @@ def test_too_little_data(jsonl, tokenizer, rows, settings, num_clients, message)
 
 
 def test_batches_depend_on_seed_client_and_round_alone(tokenizer):
-    data = build_data(generated(), 4, 0, tokenizer, 512)
+    held = build_data(generated(), 4, 0, tokenizer, 512).clients.held_by(0)
 
     def ids(seed=0, round=0, client=0):
-        found = batches(data.train, data.clients[0], seed, round, client, num_steps=2, batch_size=4)
+        order = visit_order(held.indices, len(held.indices), seed, round, client)
+        found = batches(held.store, order, num_steps=2, batch_size=4, packed_length=None)
         return [batch["input_ids"].tolist() for batch in found]
 
     state = torch.get_rng_state()
@@ -355,7 +360,8 @@ def test_batches_depend_on_seed_client_and_round_alone(tokenizer):
 
 def test_a_round_takes_every_example_before_it_repeats_one(tokenizer):
     store = tokenize([f"{i}\n" for i in range(5)], [str(i) for i in range(5)], tokenizer)
-    found = batches(store, np.array([0, 2, 3, 4]), seed=0, round=0, client=0, num_steps=3, batch_size=2)
+    order = visit_order(np.array([0, 2, 3, 4]), 4, seed=0, round=0, client=0)
+    found = batches(store, order, num_steps=3, batch_size=2, packed_length=None)
     first = [tokenizer.decode(row[:1]) for batch in found for row in batch["input_ids"]]
     assert sorted(first[:4]) == ["0", "2", "3", "4"]
     assert first[4:] == first[:2]

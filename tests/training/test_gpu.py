@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from parablock_ray.training.data import move
+from parablock_ray.training.batches import move
 from parablock_ray.training.engine import DeepSpeedEngine, TorchEngine
 from parablock_ray.training.model import load_model
 from tests.runtime.federation import run_tiny
