@@ -160,7 +160,13 @@ def test_the_padding_line_says_what_packing_saves(tmp_path, configs):
     lines = {}
     for packing in ("true", "false"):
         overrides = [f"data.source={path}", "data.tasks=[]", "data.num_train=null", "data.num_eval=4", "data.split=iid"]
-        overrides += ["clients.num=1", "method.batch_size=3", "method.local_steps=2", "data.max_length=40"]
+        overrides += [
+            "clients.num=1",
+            "workers.num=1",
+            "method.batch_size=3",
+            "method.local_steps=2",
+            "data.max_length=40",
+        ]
         config = load_config(configs / "quickstart.yaml", [*overrides, f"data.packing={packing}"])
         lines[packing] = padding_line(prepare(config)[0], config)
     now, other = re.findall(r"(\d+)%", lines["false"])
