@@ -92,6 +92,8 @@ def _of_run(folder: Path, chosen: Mapping[str, Any], template: str | None) -> Ev
         )
     settings = _settings(config.evaluation, chosen)
     source = str(folder / "model")
+    if not Path(source).is_dir():
+        raise UserError(f"{folder}: the run's model is gone (no folder model/); run it again")
     tokenizer, shape = load_tokenizer(source), model_config(source)
     data = build_data(config.data, config.clients.num, config.seed, tokenizer, max_context(shape))
     context = Context(settings, tokenizer, config.data.template, config.seed, config.name, data)
