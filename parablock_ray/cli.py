@@ -185,6 +185,54 @@ def export(
         typer.echo(f"model: {to} (weights sha256 {digest})")
 
 
+@app.command()
+def evaluate(
+    model_or_run: Annotated[
+        str, typer.Argument(help="A run folder, a Hugging Face folder, or a name as in model.name.")
+    ],
+    tasks: Annotated[
+        str | None, typer.Option(help="With commas between, like held_out,gsm8k=test.jsonl; else the run's own.")
+    ] = None,
+    num_examples: Annotated[int | None, typer.Option(help="Of each task at most.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Of an answer.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Examples at once.")] = None,
+    template: Annotated[str | None, typer.Option(help="plain, alpaca or chat; a run has its own.")] = None,
+    out: Annotated[Path | None, typer.Option(help="A JSON file for the metrics.")] = None,
+    outputs: Annotated[
+        Path | None, typer.Option(help="A folder for what the model said, a .jsonl file a task.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the metrics as one JSON object.")] = False,
+) -> None:
+    """Judge a model on instruction following, mathematics and held-out data; docs/evaluation.md has the tasks."""
+    from rich.console import Console
+
+    chosen = {
+        "tasks": None if tasks is None else tuple(tasks.split(",")),
+        "num_examples": num_examples,
+        "max_new_tokens": max_new_tokens,
+        "batch_size": batch_size,
+    }
+    with _exit_codes():
+        from parablock_ray.evaluation.command import open_evaluation, write_json, write_outputs  # takes seconds
+        from parablock_ray.evaluation.results import result_table
+        from parablock_ray.tracking.compare import MIN_WIDTH
+
+        given = {key: value for key, value in chosen.items() if value is not None}
+        evaluation = open_evaluation(model_or_run, given, template)
+        results = list(evaluation.results())
+        found = evaluation.as_json(results)
+        if out is not None:
+            write_json(out, found)
+        if outputs is not None:
+            write_outputs(outputs, results)
+        if as_json:
+            typer.echo(json.dumps(found))
+            return
+        console = Console()
+        console.width = max(console.width, MIN_WIDTH)
+        console.print(result_table(results))
+
+
 @app.command("lora-sweep")
 def lora_sweep(
     folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run with method.keep_uploads=true.")],

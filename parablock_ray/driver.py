@@ -20,6 +20,9 @@ from parablock_ray.algorithms.methods import make_method, trains_adapters
 from parablock_ray.algorithms.population import Population
 from parablock_ray.config import Config, save_resolved
 from parablock_ray.errors import RunFailed, UserError
+from parablock_ray.evaluation.command import judge_folder, run_context, write_outputs
+from parablock_ray.evaluation.results import as_json, result_table
+from parablock_ray.evaluation.tasks import Task, load_tasks
 from parablock_ray.lora_measures import lora_measures
 from parablock_ray.pricing import Pricing, VirtualBook, price
 from parablock_ray.runtime import RunSetup, Runtime, make_runtime
@@ -49,6 +52,8 @@ def run(config: Config) -> dict[str, Any]:
     console.print(data.report.line(), highlight=False, soft_wrap=True)
     console.print(split_line(config.data.split.name, data.report.labels), highlight=False, soft_wrap=True)
     console.print(padding_line(data, config), highlight=False, soft_wrap=True)
+    # Before training: a mistake in a task file shows now.
+    tasks = load_tasks(config.evaluation.tasks, run_context(config, data, load_tokenizer(config.model.name)))
     pricing, virtual = Pricing(config), config.network.mode == "virtual"
     book = VirtualBook(method.num_rounds, pricing) if virtual else RoundBook(method.num_rounds)
     runtime = make_runtime(RunSetup(config, population, data, make_engine))
@@ -81,6 +86,7 @@ def run(config: Config) -> dict[str, Any]:
             "loss_after": loss_after,
             **summed(rows, bound_s=timeline.seconds, mode=config.network.mode),
             **lora_measures(config, population, events),
+            **judged(tasks, out, config.seed, console),
             "weights_sha256": final.weights_sha256,
             "peak_rss_bytes": final.peak_rss_bytes,
             "versions": made_with,
@@ -136,6 +142,17 @@ def summed(rows: Sequence[Mapping[str, Any]], bound_s: float, mode: str) -> dict
         "overlap_efficiency": bound_s / seconds,
         **{key: sum(row[key] for row in rows) for key in ("bytes_up", "bytes_down", "bytes_catch_up", "server_s")},
     }
+
+
+def judged(tasks: Sequence[Task], out: Path, seed: int, console: Console) -> dict[str, Any]:
+    """The final model on these tasks, for the summary; what it said goes to `evaluation/`. The clock has stopped."""
+    if not tasks:
+        return {}
+    console.print(f"judging the model on {', '.join(task.name for task in tasks)}", highlight=False)
+    results = judge_folder(tasks, out / "model", seed)
+    write_outputs(out / "evaluation", results)
+    console.print(result_table(results))
+    return {"evaluation": as_json(results)}
 
 
 def write_trace(out: Path, config: Config, events: Sequence[Event]) -> None:

@@ -11,14 +11,15 @@ import parablock_ray
 PACKAGE = Path(parablock_ray.__file__).parent
 
 RANKS = {
-    "cli": 7,
-    "planning": 6,
-    "driver": 5,
-    "reprice": 5,
-    "export": 5,
-    "lora_sweep": 6,
-    "lora_measures": 4,
-    "runtime": 4,
+    "cli": 8,
+    "planning": 7,
+    "lora_sweep": 7,
+    "driver": 6,
+    "reprice": 6,
+    "export": 6,
+    "lora_measures": 5,
+    "runtime": 5,
+    "evaluation": 4,
     "training": 3,
     "pricing": 3,
     "network": 2,
@@ -28,8 +29,12 @@ RANKS = {
     "errors": 0,
 }
 OPEN_TO_ALL = {"", "__version__"}  # the package itself, which imports nothing
-IN_TRAINING = ("transformers", "datasets", "pyarrow", "deepspeed", "peft", "reasoning_gym", "gguf")
-ONLY_IN = {"ray": {"runtime"}} | {library: {"training"} for library in IN_TRAINING}
+ONLY_IN = (
+    {"ray": {"runtime"}}
+    | {library: {"training"} for library in ("deepspeed", "peft", "pyarrow", "gguf")}
+    | {library: {"training", "evaluation"} for library in ("transformers", "datasets", "reasoning_gym")}
+    | {library: {"evaluation"} for library in ("rouge_score", "nltk", "langdetect", "lm_eval")}
+)
 NO_TORCH = {"cli", "network", "tracking", "config", "errors"}
 
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -95,6 +100,12 @@ def test_every_room_has_its_rank() -> None:
         ("algorithms/blocks.py", "from transformers import AutoModel", False),
         ("training/engine.py", "import deepspeed", True),
         ("training/engine.py", "import ray", False),
+        ("evaluation/generate.py", "import transformers", True),
+        ("evaluation/harness.py", "from lm_eval import simple_evaluate", True),
+        ("evaluation/tasks.py", "from parablock_ray.training.data import tokenize", True),
+        ("evaluation/tasks.py", "from parablock_ray.driver import prepare", False),
+        ("training/master.py", "from parablock_ray.evaluation.tasks import evaluate", False),
+        ("training/evaluate.py", "import rouge_score", False),
         ("runtime/cluster.py", "import ray", True),
         ("runtime/cluster.py", "from parablock_ray.tracking.events import Span", True),
         ("config/load.py", "from parablock_ray.tracking.events import Span", False),

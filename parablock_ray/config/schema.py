@@ -6,6 +6,7 @@ from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from parablock_ray.config.base import Strict
 from parablock_ray.config.data import DataConfig, check_source
+from parablock_ray.config.evaluation import EvaluationConfig
 from parablock_ray.config.lora import LoraMethod, check_num_ranks
 from parablock_ray.config.method import FedCyBGD, MethodConfig
 from parablock_ray.config.network import NetworkConfig
@@ -89,6 +90,7 @@ class Config(Strict):
     engine: EngineConfig = EngineConfig()
     method: MethodConfig
     network: NetworkConfig = NetworkConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="after")

@@ -16,7 +16,14 @@ def answer_loss(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
 
 
 def answer_nll(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, int]:
-    """Summed negative log-likelihood of the answer tokens, and how many there are.
+    """Summed negative log-likelihood of the answer tokens, and how many there are. `batch`: see `answer_logits`."""
+    logits, targets = answer_logits(model, batch)
+    total = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum")
+    return total, int((targets != IGNORED).sum())
+
+
+def answer_logits(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Logits (batch, kept, vocabulary), fp32 or wider, and the tokens that they predict (batch, kept), int64.
 
     `batch`: `input_ids`, `labels` and either `attention_mask` or, of packed rows, `position_ids`, each (batch, length),
     int64; labels are IGNORED on prompt and padding. With a vocabulary of 49,152 the head is a fifth of a small
@@ -33,9 +40,5 @@ def answer_nll(model: nn.Module, batch: Mapping[str, Tensor]) -> tuple[Tensor, i
         logits = model(**inputs, logits_to_keep=num_kept).logits
     else:
         logits = model(**inputs).logits[:, length - num_kept :]
-    targets = labels[:, length - num_kept + 1 :]
     wide = torch.promote_types(logits.dtype, torch.float32)
-    total = nn.functional.cross_entropy(
-        logits[:, :-1].to(wide).flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum"
-    )
-    return total, int((targets != IGNORED).sum())
+    return logits[:, :-1].to(wide), labels[:, length - num_kept + 1 :]

@@ -1,0 +1,63 @@
+"""Problems of reasoning_gym that a model was not trained on, each with its own verifier."""
+
+import difflib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from parablock_ray.algorithms.rng import generator
+from parablock_ray.config.data import GENERATED
+from parablock_ray.errors import UserError
+from parablock_ray.evaluation.scorers import final_answer
+from parablock_ray.training.rows import Example, Message
+from parablock_ray.training.sources import NOT_A_TASK, NOT_REPRODUCIBLE
+
+_MOST_REPEATS = 20  # problems that are drawn for each one wanted; some tasks have few that differ
+
+
+@dataclass(frozen=True)
+class Problem:
+    example: Example  # its answer is "" where a task has many right ones
+    dataset: Any  # reasoning_gym's, which verifies
+    entry: dict[str, Any]
+
+    def scores(self, text: str) -> dict[str, float]:
+        """`score`: the verifier's, 0 to 1, some of them with a little for the right form. `solved`: it is 1."""
+        score = float(self.dataset.score_answer(final_answer(text), self.entry))
+        return {"score": score, "solved": float(score == 1.0)}
+
+
+def problems(task: str, seed: int, num: int) -> Iterator[Problem]:
+    """Different problems, more than `num` of them, as the caller may have to leave some out.
+
+    Their seed is derived for another purpose than that of training data (training/sources.py). Raises UserError for a
+    task that is unknown or makes other problems in every process.
+    """
+    try:
+        import reasoning_gym
+        from reasoning_gym.factory import DATASETS
+    except ImportError:
+        raise UserError(
+            f"{GENERATED}:{task} needs the package reasoning-gym: `pip install 'parablock-ray[demo]'`"
+        ) from None
+    known = sorted(set(DATASETS).difference(NOT_REPRODUCIBLE, [NOT_A_TASK]))
+    if task not in known:
+        nearest = ", ".join(difflib.get_close_matches(task, known, n=3) or known)
+        raise UserError(f"{GENERATED}:{task}: there is no task {task!r} that repeats by seed; nearest: {nearest}")
+    task_seed = torch.randint(2**31, (), generator=generator(seed, f"reasoning_gym {task}, evaluation")).item()
+    return _different(reasoning_gym.create_dataset(task, seed=task_seed, size=num * _MOST_REPEATS), task)
+
+
+def _different(dataset: Any, task: str) -> Iterator[Problem]:
+    seen = set()
+    for position in range(len(dataset)):
+        entry = dataset[position]
+        question = entry["question"]
+        if question not in seen:
+            seen.add(question)
+            turns = (Message("user", question),)
+            yield Problem(
+                Example(turns, input="", answer=entry["answer"] or "", task=task, client=None), dataset, entry
+            )
