@@ -239,3 +239,11 @@ def test_loading_imports_neither_torch_nor_ray(minimal: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code, str(minimal)], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_tasks_of_the_evaluation_are_checked_by_name(minimal: Path) -> None:
+    config = load_config(minimal, ['evaluation.tasks=[held_out, reasoning_gym:gcd, "gsm8k=a b.jsonl"]'])
+    assert config.evaluation.tasks == ("held_out", "reasoning_gym:gcd", "gsm8k=a b.jsonl")
+    [line] = mistakes(minimal, "evaluation.tasks=[held_out, gms8k=test.jsonl]")
+    assert line.startswith("evaluation.tasks: unknown task 'gms8k'; did you mean 'gsm8k=FILE'? (allowed: held_out, ")
+    assert mistakes(minimal, "evaluation.every=0") == ["evaluation.every: must be greater than 0 (got 0)"]
