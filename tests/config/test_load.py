@@ -260,3 +260,10 @@ def test_what_cannot_run_is_refused_before_a_model_is_loaded(minimal: Path) -> N
     ):
         [said] = mistakes(minimal, *overrides)
         assert said.startswith(line)
+
+
+def test_tasks_of_the_evaluation_are_checked_by_name(minimal: Path) -> None:
+    config = load_config(minimal, ['evaluation.tasks=[held_out, reasoning_gym:gcd, "gsm8k=a b.jsonl"]'])
+    assert config.evaluation.tasks == ("held_out", "reasoning_gym:gcd", "gsm8k=a b.jsonl")
+    [line] = mistakes(minimal, "evaluation.tasks=[held_out, gms8k=test.jsonl]")
+    assert line.startswith("evaluation.tasks: unknown task 'gms8k'; did you mean 'gsm8k=FILE'? (allowed: held_out, ")
