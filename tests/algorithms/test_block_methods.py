@@ -5,8 +5,7 @@ import pytest
 from parablock_ray.algorithms.learning_rate import learning_rate
 from parablock_ray.algorithms.methods import METHODS, make_method
 from parablock_ray.algorithms.population import Population
-from parablock_ray.config.method import FedBCD, FedCyBGD, ParaBlock
-from parablock_ray.errors import UserError
+from parablock_ray.config.method import FedBCD, ParaBlock
 from tests.config.names import method_names
 
 EVERYONE = Population(num_examples=(5, 9, 2, 9), per_round=4, seed=3)
@@ -74,13 +73,3 @@ def test_learning_rate_schedules():
     assert cosine[6] == pytest.approx(0.5)
     assert cosine[2:] == sorted(cosine[2:], reverse=True)
     assert 0 < cosine[-1] < 0.05
-
-
-def test_fedcybgd_needs_a_client_for_every_block():
-    with pytest.raises(UserError, match=r"method.num_blocks: .* allowed: 1 to 4"):
-        make_method(FedCyBGD(name="fedcybgd", num_blocks=5), EVERYONE)
-
-
-def test_fedcybgd_takes_no_cohort():
-    with pytest.raises(UserError, match=r"clients.per_round: .* leave it out"):
-        make_method(FedCyBGD(name="fedcybgd", num_blocks=2), SAMPLED)
