@@ -168,6 +168,26 @@ def sweep(
 
 
 @app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN_DIR", help="Folders of runs, or of sweeps.")],
+    out: Annotated[Path, typer.Option(help="The HTML file.")],
+    control: Annotated[str | None, typer.Option(help="What to compare with, else the first group of runs.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="A folder for the tables as CSV.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="A file for the main table as Markdown.")] = None,
+) -> None:
+    """Write one HTML page that compares finished runs: curves, tables over seeds, timelines, settings."""
+    with _exit_codes():
+        from parablock_ray.reporting.command import make_report
+        from parablock_ray.reporting.runs import warnings
+
+        told = make_report(folders, out, control, csv, markdown)
+        for warning in warnings(told):
+            typer.echo(f"warning: {warning}", err=True)
+        num_runs = sum(len(group.runs) for group in told.groups)
+        typer.echo(f"report: {out} ({num_runs} run(s) in {len(told.groups)} group(s))")
+
+
+@app.command()
 def reprice(
     folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a finished run.")],
     overrides: Overrides = None,

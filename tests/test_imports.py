@@ -13,6 +13,7 @@ PACKAGE = Path(parablock_ray.__file__).parent
 RANKS = {
     "cli": 7,
     "planning": 6,
+    "sweeping": 6,
     "driver": 5,
     "reprice": 5,
     "export": 5,
@@ -21,6 +22,7 @@ RANKS = {
     "runtime": 4,
     "training": 3,
     "pricing": 3,
+    "reporting": 3,
     "network": 2,
     "algorithms": 2,
     "tracking": 2,
@@ -32,7 +34,7 @@ OPEN_TO_ALL = {"", "__version__"}  # the package itself, which imports nothing
 ONLY_IN = {"ray": {"runtime"}} | {
     library: {"training"} for library in ("transformers", "datasets", "deepspeed", "peft", "reasoning_gym", "gguf")
 }
-NO_TORCH = {"cli", "network", "tracking", "config", "errors"}
+NO_TORCH = {"cli", "sweeping", "reporting", "network", "tracking", "config", "errors"}
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 
