@@ -147,6 +147,50 @@ def compare(folders: Annotated[list[Path], typer.Argument(metavar="RUN_DIR", hel
 
 
 @app.command()
+def sweep(
+    file: Annotated[Path, typer.Argument(help="A YAML file with a config, a grid of changes and seeds.")],
+    out: Annotated[Path | None, typer.Option(help="Folder of the runs, in place of the file's.")] = None,
+    parallel: Annotated[int, typer.Option(min=1, help="So many runs at a time.")] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs and what is done, and run none.")] = False,
+) -> None:
+    """Run every config of FILE that is not done yet, each in a process of its own, for a report on all of them."""
+    from rich.console import Console
+
+    from parablock_ray.sweeping.command import run_sweep, state_table
+    from parablock_ray.sweeping.expand import load_sweep
+    from parablock_ray.sweeping.state import states
+
+    with _exit_codes():
+        console = Console(highlight=False, soft_wrap=True)
+        if dry_run:
+            planned = load_sweep(file, out)
+            console.print(state_table(planned, states(planned)))
+            return
+        done = run_sweep(file, out, parallel, console)
+        typer.echo(f"all done: parablock report {done.folder} --out {done.folder / 'report.html'}")
+
+
+@app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN_DIR", help="Folders of runs, or of sweeps.")],
+    out: Annotated[Path, typer.Option(help="The HTML file.")],
+    control: Annotated[str | None, typer.Option(help="What to compare with, else the first group of runs.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="A folder for the tables as CSV.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="A file for the main table as Markdown.")] = None,
+) -> None:
+    """Write one HTML page that compares finished runs: curves, tables over seeds, timelines, settings."""
+    with _exit_codes():
+        from parablock_ray.reporting.command import make_report
+        from parablock_ray.reporting.runs import warnings
+
+        told = make_report(folders, out, control, csv, markdown)
+        for warning in warnings(told):
+            typer.echo(f"warning: {warning}", err=True)
+        num_runs = sum(len(group.runs) for group in told.groups)
+        typer.echo(f"report: {out} ({num_runs} run(s) in {len(told.groups)} group(s))")
+
+
+@app.command()
 def reprice(
     folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a finished run.")],
     overrides: Overrides = None,

@@ -15,6 +15,7 @@ from pydantic_core import PydanticUndefined
 
 from parablock_ray.config import Config
 from parablock_ray.config.presets import PRESETS
+from parablock_ray.config.sweep import SweepFile
 from parablock_ray.tracking.events import Committed, Span
 from parablock_ray.tracking.rounds import RoundBook
 from tests.config.names import method_names
@@ -75,6 +76,13 @@ def test_every_config_key_is_documented_with_its_defaults() -> None:
                 assert "required" in rows[key] or key in tags, key
             else:
                 assert plain(value) in written, f"{key}: default {value!r} is not in {rows[key]!r}"
+
+
+def test_every_key_of_a_sweep_file_is_documented_with_its_default() -> None:
+    rows = dict(ROW.findall((ROOT / "docs" / "sweeps-and-reports.md").read_text("utf-8")))
+    assert list(rows) == list(SweepFile.model_fields)
+    for key, default in keys_of(SweepFile):
+        assert default == "required" or plain(default) in [yaml.safe_load(text) for text in CODE.findall(rows[key])]
 
 
 @pytest.mark.parametrize("document", ["README.md", "docs/methods.md", "docs/configuration.md"])

@@ -14,6 +14,7 @@ RANKS = {
     "cli": 8,
     "planning": 7,
     "lora_sweep": 7,
+    "sweeping": 7,
     "driver": 6,
     "reprice": 6,
     "export": 6,
@@ -22,6 +23,7 @@ RANKS = {
     "evaluation": 4,
     "training": 3,
     "pricing": 3,
+    "reporting": 3,
     "network": 2,
     "algorithms": 2,
     "tracking": 2,
@@ -35,7 +37,7 @@ ONLY_IN = (
     | {library: {"training", "evaluation"} for library in ("transformers", "datasets", "reasoning_gym")}
     | {library: {"evaluation"} for library in ("rouge_score", "nltk", "langdetect", "lm_eval")}
 )
-NO_TORCH = {"cli", "network", "tracking", "config", "errors"}
+NO_TORCH = {"cli", "sweeping", "reporting", "network", "tracking", "config", "errors"}
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -25,6 +25,7 @@ _EXPECTED = {
     "literal_error": "{expected}",
     "model_attributes_type": "a mapping",
     "model_type": "a mapping",
+    "string_pattern_mismatch": "a name of letters, digits and . _ + = -",
     "string_too_short": "text, not empty",
     "string_type": "text",
     "tuple_type": "a list",
@@ -52,7 +53,7 @@ class _Place:
 
 def _place(location: tuple[int | str, ...], root: type[BaseModel]) -> _Place:
     """A pydantic location without the tags of unions, which no user writes."""
-    key, section, choices = "", root, [root]
+    key, section, choices, annotation = "", root, [root], None
     for part in location:
         if len(choices) > 1:
             choices = [model for model in choices if part in _tags(model)]
@@ -60,9 +61,12 @@ def _place(location: tuple[int | str, ...], root: type[BaseModel]) -> _Place:
             section = choices[0]
             key = f"{key}.{part}" if key else str(part)
             field = section.model_fields.get(str(part))
-            choices = list(_models(field.annotation)) if field else []
+            annotation = field.annotation if field else None
+            choices = list(_models(annotation))
         elif isinstance(part, int):
             key = f"{key}[{part}]"
+        elif get_origin(annotation) is dict and part != "[key]":
+            key, annotation = f"{key}.{part}", get_args(annotation)[1]
     return _Place(key, section, choices)
 
 

@@ -8,35 +8,44 @@ import hashlib
 import io
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
+from parablock_ray.config.base import Strict
 from parablock_ray.config.explain import explain
 from parablock_ray.config.schema import Config
 from parablock_ray.errors import UserError
 
 MAX_FILE_BYTES = 1_000_000  # a config is a page or two; a larger file is some other file
 
+Model = TypeVar("Model", bound=Strict)
+
 _DOTTED_KEY = re.compile(r"\w+(\.\w+)*")
 
 
-def load_config(path: str | Path, overrides: list[str]) -> Config:
+def load_config(path: str | Path, overrides: Sequence[str]) -> Config:
     """The config in `path`, changed by `overrides` (`dotted.key=value`, the value in YAML), checked.
 
     Raises UserError, one line for each mistake.
     """
+    return load_checked(path, overrides, Config)
+
+
+def load_checked(path: str | Path, overrides: Sequence[str], model: type[Model]) -> Model:
+    """`load_config` for any file of ours: what it says as a `model`. Raises UserError, one line for each mistake."""
     composed = _compose(Path(path), ())
     for override in overrides:
         composed = _override(composed, override)
     try:
-        return Config.model_validate_json(_resolved_json(composed), strict=True)
+        return model.model_validate_json(_resolved_json(composed), strict=True)
     except ValidationError as error:
-        raise UserError(explain(error, Config)) from None
+        raise UserError(explain(error, model)) from None
 
 
 def save_resolved(config: Config, path: str | Path) -> None:

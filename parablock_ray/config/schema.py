@@ -24,6 +24,7 @@ SAFE_DEEPSPEED_KEYS = frozenset(
 )
 
 Text = Annotated[str, Field(min_length=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class ModelConfig(Strict):
@@ -71,6 +72,8 @@ class EngineConfig(Strict):
 class TrackingConfig(Strict):
     wandb: Literal["auto", "offline", "online", "off"] = "auto"  # auto: online where a key is set, else offline
     wandb_project: Text = "parablock-ray"
+    wandb_group: Text | None = None  # runs that belong together; a sweep sets its own name
+    tensorboard: bool = False  # event files in the run folder
 
     @field_validator("wandb", mode="before")
     @classmethod
@@ -80,7 +83,7 @@ class TrackingConfig(Strict):
 
 class Config(Strict):
     name: Text
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: Seed = 0
     runtime: Literal["ray", "serial"] = "ray"
     out: Text  # the run folder; must not hold a run yet
     model: ModelConfig

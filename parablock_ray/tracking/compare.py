@@ -1,7 +1,7 @@
 """Finished runs side by side: what each reached, in what time, and how much sooner than the first."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 from rich.filesize import decimal
 from rich.table import Table
 
-from parablock_ray.config import Config, load_config
+from parablock_ray.config import Config, differing_keys, load_config
 from parablock_ray.errors import UserError
 
 MIN_WIDTH = 100  # characters a line, into which the table fits; longer names of runs are folded
@@ -115,14 +115,4 @@ def _label(run: FinishedRun, runs: Sequence[FinishedRun]) -> str:
 
 def differences(configs: Sequence[Config]) -> list[str]:
     """The dotted keys, methods and names aside, in which any two of the configs differ."""
-    flat = [dict(_flat(config.model_dump(mode="json", exclude=set(_MAY_DIFFER)))) for config in configs]
-    keys = dict.fromkeys(key for values in flat for key in values)
-    return [key for key in keys if any(values.get(key) != flat[0].get(key) for values in flat)]
-
-
-def _flat(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in section.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+    return list(differing_keys(configs, ignoring=_MAY_DIFFER))

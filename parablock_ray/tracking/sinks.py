@@ -1,4 +1,4 @@
-"""Where a run's events, rounds and summary go: files, the terminal, Weights & Biases."""
+"""Where a run's events, rounds and summary go: files, the terminal, Weights & Biases, TensorBoard."""
 
 import json
 import logging
@@ -20,6 +20,7 @@ from parablock_ray.config import Config
 from parablock_ray.errors import UserError
 from parablock_ray.tracking.events import Event, from_row
 from parablock_ray.tracking.kept_ranks import HEADER, kept_ranks, rank_figure, rank_rows
+from parablock_ray.tracking.tensorboard import TensorBoardSink, require_tensorboard
 
 Row = dict[str, Any]
 
@@ -49,12 +50,17 @@ class Sink(Protocol):
 
 
 def open_sinks(config: Config, console: Console) -> list[Sink]:
-    """The sinks of a run. W&B comes first: it may refuse, and then no file of a run should be there yet.
+    """The sinks of a run. What may refuse comes first: then no file of a run should be there yet.
 
-    Raises UserError where `tracking.wandb=online` cannot be had.
+    Raises UserError where `tracking.tensorboard` or `tracking.wandb=online` cannot be had.
     """
-    wandb_sinks: list[Sink] = [] if config.tracking.wandb == "off" else [WandbSink(config)]
-    return [*wandb_sinks, JsonlSink(Path(config.out)), ConsoleSink(console, config.method.rounds)]
+    out, num_rounds = Path(config.out), config.method.rounds
+    if config.tracking.tensorboard:
+        require_tensorboard()
+    sinks: list[Sink] = [] if config.tracking.wandb == "off" else [WandbSink(config)]
+    if config.tracking.tensorboard:
+        sinks.append(TensorBoardSink(out, num_rounds))
+    return [*sinks, JsonlSink(out), ConsoleSink(console, num_rounds)]
 
 
 class JsonlSink:
@@ -211,6 +217,7 @@ def _start_run(config: Config) -> Any:
     def start(mode: Literal["online", "offline"]) -> Any:
         return wandb.init(
             project=config.tracking.wandb_project,
+            group=config.tracking.wandb_group,
             name=config.name,
             dir=config.out,
             config=config.model_dump(mode="json"),

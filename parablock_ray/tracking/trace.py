@@ -118,6 +118,7 @@ def gantt_svg(events: Iterable[Event], title: str) -> str:
     top, height = 60, 60 + len(clients) * client_height
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{height + 30}" '
+        f'viewBox="0 0 {_WIDTH} {height + 30}" '
         'font-family="sans-serif" font-size="11">',
         '<rect width="100%" height="100%" fill="white"/>',
         f'<text x="10" y="20" font-size="14">{escape(title)}</text>',

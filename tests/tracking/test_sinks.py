@@ -235,3 +235,17 @@ def test_off_does_not_import_wandb(tmp_path: Path) -> None:
         [sys.executable, "-c", code, str(tmp_path / "config.yaml")], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_runs_of_a_sweep_share_a_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    groups: list[str | None] = []
+
+    def init(group: str | None, **_: Any) -> StubRun:
+        groups.append(group)
+        return StubRun()
+
+    monkeypatch.setattr(wandb, "init", init)
+    alone = config(tmp_path, "offline")
+    WandbSink(alone)
+    WandbSink(Config.model_validate(alone.model_dump() | {"tracking": {"wandb": "offline", "wandb_group": "trial"}}))
+    assert groups == [None, "trial"]

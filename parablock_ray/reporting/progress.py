@@ -1,0 +1,91 @@
+"""How a run's loss fell: against rounds, seconds and bytes, and how long it took to reach a target."""
+
+import itertools
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from parablock_ray.reporting.runs import Group, ReportedRun
+
+Measure = Literal["held_out_loss", "loss"]  # columns of metrics.jsonl: held-out, and of the training
+
+SMOOTHED_ROUNDS = 5  # the training loss is averaged over so many rounds, up to the one that is shown
+TOLERANCE = 0.01  # of the control's final loss
+
+DESCRIBED: Mapping[Measure, str] = {
+    "held_out_loss": "held-out loss",
+    "loss": f"training loss, mean of the last {SMOOTHED_ROUNDS} rounds",
+}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A point for each round that has the measure; seconds and bytes are those since the start of the run."""
+
+    rounds: Sequence[int]
+    seconds: Sequence[float]
+    num_bytes: Sequence[float]
+    loss: Sequence[float]
+
+
+def measures_in(groups: Sequence[Group]) -> Sequence[Measure]:
+    """What all runs have; the one that decides when a target is reached comes first."""
+    runs = [run for group in groups for run in group.runs]
+    held_out: Sequence[Measure] = ["held_out_loss"] if all(map(_has_held_out, runs)) else []
+    return [*held_out, "loss"]
+
+
+def _has_held_out(run: ReportedRun) -> bool:
+    return any(row.get("held_out_loss") is not None for row in run.rounds)
+
+
+def curve(run: ReportedRun, measure: Measure) -> Curve:
+    """The training loss is smoothed, a held-out loss is as measured."""
+    seconds = list(itertools.accumulate(row["seconds"] for row in run.rounds))
+    num_bytes = list(itertools.accumulate(_bytes_of(run)))
+    points = [index for index, row in enumerate(run.rounds) if row.get(measure) is not None]
+    loss = [run.rounds[index][measure] for index in points]
+    return Curve(
+        rounds=[run.rounds[index]["round"] + 1 for index in points],
+        seconds=[seconds[index] for index in points],
+        num_bytes=[num_bytes[index] for index in points],
+        loss=_smoothed(loss) if measure == "loss" else loss,
+    )
+
+
+def _bytes_of(run: ReportedRun) -> list[int]:
+    return [row["bytes_up"] + row["bytes_down"] + row["bytes_catch_up"] for row in run.rounds]
+
+
+def _smoothed(loss: Sequence[float]) -> list[float]:
+    return [statistics.fmean(loss[max(0, end - SMOOTHED_ROUNDS) : end]) for end in range(1, len(loss) + 1)]
+
+
+def mean_curve(group: Group, measure: Measure) -> tuple[Curve, Sequence[float]]:
+    """Point by point the mean over seeds, and the loss's standard deviation, 0 for one seed."""
+    curves = [curve(run, measure) for run in group.runs]
+    num_points = min(len(each.loss) for each in curves)
+    losses = [[each.loss[point] for each in curves] for point in range(num_points)]
+    mean = Curve(
+        rounds=curves[0].rounds[:num_points],
+        seconds=[statistics.fmean(each.seconds[point] for each in curves) for point in range(num_points)],
+        num_bytes=[statistics.fmean(each.num_bytes[point] for each in curves) for point in range(num_points)],
+        loss=[statistics.fmean(each) for each in losses],
+    )
+    return mean, [statistics.stdev(each) if len(each) > 1 else 0.0 for each in losses]
+
+
+def seconds_to_loss(group: Group, control: Group, measure: Measure) -> Mapping[int, float | None]:
+    """By seed, of those that the control has too: seconds until the loss is first within TOLERANCE of, or below, the
+    loss at which the control ends with that seed. None where it never is."""
+    return {
+        seed: _first_below(curve(run, measure), (1 + TOLERANCE) * curve(control.by_seed[seed], measure).loss[-1])
+        for seed, run in group.by_seed.items()
+        if seed in control.by_seed
+    }
+
+
+def _first_below(of_run: Curve, target: float) -> float | None:
+    reached = (seconds for seconds, loss in zip(of_run.seconds, of_run.loss, strict=True) if loss <= target)
+    return next(reached, None)
