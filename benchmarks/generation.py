@@ -11,9 +11,9 @@ import torch
 from harness import Row, note, parser, report
 
 from parablock_ray.evaluation.generate import generate
-from parablock_ray.training.data import prompt_text
 from parablock_ray.training.model import load_model, load_tokenizer
-from parablock_ray.training.sources import Example, Message
+from parablock_ray.training.rows import Example, Message
+from parablock_ray.training.templates import prompt_text
 
 
 def main() -> None:

@@ -251,7 +251,7 @@ def evaluate(
     from rich.console import Console
 
     chosen = {
-        "tasks": None if tasks is None else tuple(tasks.split(",")),
+        "tasks": None if tasks is None else tuple(task.strip() for task in tasks.split(",")),
         "num_examples": num_examples,
         "max_new_tokens": max_new_tokens,
         "batch_size": batch_size,
@@ -265,16 +265,16 @@ def evaluate(
         evaluation = open_evaluation(model_or_run, given, template)
         results = list(evaluation.results())
         found = evaluation.as_json(results)
-        if out is not None:
+        if as_json:
+            typer.echo(json.dumps(found))
+        else:
+            console = Console()
+            console.width = max(console.width, MIN_WIDTH)
+            console.print(result_table(results))
+        if out is not None:  # after what took long is shown: a file may be refused
             write_json(out, found)
         if outputs is not None:
             write_outputs(outputs, results)
-        if as_json:
-            typer.echo(json.dumps(found))
-            return
-        console = Console()
-        console.width = max(console.width, MIN_WIDTH)
-        console.print(result_table(results))
 
 
 @app.command("lora-sweep")

@@ -52,7 +52,7 @@ def run(config: Config) -> dict[str, Any]:
     console.print(data.report.line(), highlight=False, soft_wrap=True)
     console.print(split_line(config.data.split.name, data.report.labels), highlight=False, soft_wrap=True)
     console.print(padding_line(data, config), highlight=False, soft_wrap=True)
-    # Before training: a mistake in a task file shows now.
+    # Before training: a mistake in a task's file shows now.
     tasks = load_tasks(config.evaluation.tasks, run_context(config, data, load_tokenizer(config.model.name)))
     pricing, virtual = Pricing(config), config.network.mode == "virtual"
     book = VirtualBook(method.num_rounds, pricing) if virtual else RoundBook(method.num_rounds)
@@ -86,13 +86,14 @@ def run(config: Config) -> dict[str, Any]:
             "loss_after": loss_after,
             **summed(rows, bound_s=timeline.seconds, mode=config.network.mode),
             **lora_measures(config, population, events),
-            **judged(tasks, out, config.seed, console),
             "weights_sha256": final.weights_sha256,
             "peak_rss_bytes": final.peak_rss_bytes,
             "versions": made_with,
         }
         for sink in sinks:
             sink.finish(summary)
+        runtime.close()  # its processes give their memory back before another model is loaded
+        judge_run(tasks, out, config.seed, console)
         return summary
 
 
@@ -144,15 +145,18 @@ def summed(rows: Sequence[Mapping[str, Any]], bound_s: float, mode: str) -> dict
     }
 
 
-def judged(tasks: Sequence[Task], out: Path, seed: int, console: Console) -> dict[str, Any]:
-    """The final model on these tasks, for the summary; what it said goes to `evaluation/`. The clock has stopped."""
+def judge_run(tasks: Sequence[Task], out: Path, seed: int, console: Console) -> None:
+    """The final model on these tasks: `evaluation.json`, and what it said in `evaluation/`.
+
+    The clock has stopped and the run is written down: whatever fails here, `parablock evaluate` can do again.
+    """
     if not tasks:
-        return {}
+        return
     console.print(f"judging the model on {', '.join(task.name for task in tasks)}", highlight=False)
     results = judge_folder(tasks, out / "model", seed)
-    write_outputs(out / "evaluation", results)
     console.print(result_table(results))
-    return {"evaluation": as_json(results)}
+    write_outputs(out / "evaluation", results)
+    (out / "evaluation.json").write_text(json.dumps(as_json(results), indent=2) + "\n", "utf-8")
 
 
 def write_trace(out: Path, config: Config, events: Sequence[Event]) -> None:

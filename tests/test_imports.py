@@ -104,7 +104,7 @@ def test_every_room_has_its_rank() -> None:
         ("training/engine.py", "import ray", False),
         ("evaluation/generate.py", "import transformers", True),
         ("evaluation/harness.py", "from lm_eval import simple_evaluate", True),
-        ("evaluation/tasks.py", "from parablock_ray.training.data import tokenize", True),
+        ("evaluation/tasks.py", "from parablock_ray.training.tokens import tokenize", True),
         ("evaluation/tasks.py", "from parablock_ray.driver import prepare", False),
         ("training/master.py", "from parablock_ray.evaluation.tasks import evaluate", False),
         ("training/evaluate.py", "import rouge_score", False),

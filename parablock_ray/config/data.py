@@ -13,7 +13,7 @@ from parablock_ray.errors import UserError
 GENERATED = "reasoning_gym"
 TEMPLATES = ("plain", "alpaca", "chat")
 PLACEHOLDERS = ("instruction", "input")
-PLACEHOLDER = re.compile(r"\{(\w*)\}")
+PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 Label = Literal["task", "length"]  # length: `num_buckets` buckets of tokens, each with as many examples
 
@@ -81,7 +81,7 @@ ColumnsConfig = Annotated[Columns, BeforeValidator(_of_preset)]
 
 
 def _template(value: str) -> str:
-    """A known name, or a text with placeholders. Other braces are text."""
+    """A known name, or a text with placeholders. Braces without a word in them are text."""
     if value in TEMPLATES:
         return value
     names = PLACEHOLDER.findall(value)

@@ -77,7 +77,7 @@ def _load(name: TaskName) -> tuple[list[Any], Any]:
     try:
         loaded = manager.load([wanted])
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, DatasetsError) as error:
-        raise UserError(f"{name.text}: the lm-evaluation-harness cannot load this task or its data: {error}") from None
+        raise UserError(f"{name.text}: the lm-evaluation-harness cannot load this task or its data: {error}") from error
     return list(loaded["tasks"].values()), manager
 
 

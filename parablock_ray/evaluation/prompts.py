@@ -12,7 +12,7 @@ _logger = logging.getLogger(__name__)
 
 
 def prompt_ids(prompts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[np.ndarray]:
-    """int32 (tokens,) for each prompt, what `training.data.tokenize` puts before an answer."""
+    """int32 (tokens,) for each prompt, what `training.tokens.tokenize` puts before an answer."""
     store = tokenize(list(prompts), [""] * len(prompts), tokenizer)
     return [store.ids[start:][:length] for start, length in zip(store.offsets[:-1], store.answer_start, strict=True)]
 

@@ -17,7 +17,9 @@ from parablock_ray.tracking.sweep_folder import failure_beside, sweep_runs
 
 Row = Mapping[str, Any]
 
-NOT_IN_A_GROUP = frozenset({"name", "seed", "out", "tracking"})  # runs that differ in these only are of one group
+NOT_IN_A_GROUP = frozenset(
+    {"name", "seed", "out", "tracking", "evaluation"}
+)  # runs that differ in these only are of one group
 
 # Runs that differ in one of these did not do the same task, so their losses or seconds must not be compared.
 _ONE_TASK = ("model.name", "data.source", "data.tasks", "data.num_train", "data.num_eval", "network.mode")

@@ -71,7 +71,7 @@ class Runtime(Protocol):
         ...
 
     def close(self) -> None:
-        """End every process of the run, whatever state it is in."""
+        """End every process of the run, whatever state it is in. Once is enough, twice does no harm."""
         ...
 
 

@@ -112,6 +112,7 @@ class RayRuntime:
                 ray.kill(actor)
         if self._owns_cluster:
             ray.shutdown()
+        self._workers, self._server, self._owns_cluster = [], None, False
 
     def _get(self, reference: ray.ObjectRef, process: str = "the server") -> Any:
         """The value that `process` answers with; what failed there, as RunFailed with the remote traceback."""

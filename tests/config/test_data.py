@@ -97,7 +97,7 @@ def test_a_preset_stands_for_its_columns(minimal: Path, tmp_path: Path) -> None:
 
 
 def test_braces_of_ones_own_are_text(minimal: Path) -> None:
-    template = '{{"q": {instruction}, {}: { input }}'.replace("{}", "{ }")
+    template = '{{"q": {instruction}, {}: { input }} \\boxed{}'
     assert load_config(minimal, [f"data.template='{template}'"]).data.template == template
 
 
