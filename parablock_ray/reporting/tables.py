@@ -33,8 +33,6 @@ def main_table(groups: Sequence[Group], controls: Mapping[str, Group], measure: 
 
 
 def _main_row(group: Group, control: Group, measure: Measure) -> Mapping[str, str]:
-    reached = seconds_to_loss(group, control, measure)
-    times = [seconds for seconds in reached.values() if seconds is not None]
     difference = paired_difference(_by_seed(group, "loss_after"), _by_seed(control, "loss_after"))
     return {
         "runs": group.label,
@@ -44,9 +42,7 @@ def _main_row(group: Group, control: Group, measure: Measure) -> Mapping[str, st
         "its difference": "" if group is control else _difference(difference),
         "seconds": _spread(_over_seeds(group, "seconds"), 1),
         "speed-up": _speed_up(group, control),
-        "seconds to loss": f"{_spread(spread(times), 1)}{_share(times, reached)}"
-        if times
-        else f"not reached ({len(reached)})",
+        "seconds to loss": _reached(list(seconds_to_loss(group, control, measure).values())),
         "bytes": decimal(round(statistics.fmean(map(num_bytes, group.runs)))),
         "overlap efficiency": f"{_over_seeds(group, 'overlap_efficiency').mean:.1%}",
     }
@@ -78,8 +74,13 @@ def _speed_up(group: Group, control: Group) -> str:
     return f"{statistics.fmean(ratios):.2f}x" if ratios else ""
 
 
-def _share(times: Sequence[float], reached: Mapping[int, float | None]) -> str:
-    return "" if len(times) == len(reached) else f" ({len(times)} of {len(reached)} seeds)"
+def _reached(seconds: Sequence[float | None]) -> str:
+    """Of seeds that the control has too, None for one that never got there."""
+    times = [each for each in seconds if each is not None]
+    if not times:
+        return "never" if seconds else ""
+    share = "" if len(times) == len(seconds) else f" ({len(times)} of {len(seconds)} seeds)"
+    return _spread(spread(times), 1) + share
 
 
 def settings_table(groups: Sequence[Group]) -> Table:

@@ -129,6 +129,18 @@ def test_tables_as_files(tmp_path: Path) -> None:
     assert lines[2].startswith("| fedbcd | 2 | 1.0500 ± 0.0707 | +0.0750 [-0.2427, +0.3927] | 60.0 ± 0.0 | 0.60x | ")
 
 
+def test_a_loss_that_is_never_reached_and_a_seed_that_the_control_has_not(tmp_path: Path) -> None:
+    control = run_folder(tmp_path / "control", "method.name=fedbcd", losses=[1.0])
+    others = [run_folder(tmp_path / "far", losses=[2.0]), run_folder(tmp_path / "lone", "method.lr=1", "seed=1")]
+    result = report(control, *others, "--out", tmp_path / "page.html", "--markdown", tmp_path / "page.md")
+    assert result.exit_code == 0
+    lines = [line.split(" | ") for line in (tmp_path / "page.md").read_text().splitlines()]
+    rows = {line[0].removeprefix("| "): line for line in lines}
+    at = rows["runs"].index("seconds to loss")
+    assert [rows[label][at] for label in ("control", "far", "lone")] == ["10.0", "never", ""]
+    assert rows["lone"][3] == "no seed in common"
+
+
 def test_files_that_cannot_be_written(tmp_path: Path) -> None:
     folder = run_folder(tmp_path / "run")
     out = ["--out", tmp_path / "page.html"]
