@@ -52,8 +52,9 @@ def run(config: Config) -> dict[str, Any]:
     console.print(data.report.line(), highlight=False, soft_wrap=True)
     console.print(split_line(config.data.split.name, data.report.labels), highlight=False, soft_wrap=True)
     console.print(padding_line(data, config), highlight=False, soft_wrap=True)
-    # Before training: a mistake in a task's file shows now.
-    tasks = load_tasks(config.evaluation.tasks, run_context(config, data, load_tokenizer(config.model.name)))
+    tasks: list[Task] = []
+    if config.evaluation.tasks:  # before training: a mistake in a task's file shows now
+        tasks = load_tasks(config.evaluation.tasks, run_context(config, data, load_tokenizer(config.model.name)))
     pricing, virtual = Pricing(config), config.network.mode == "virtual"
     book = VirtualBook(method.num_rounds, pricing) if virtual else RoundBook(method.num_rounds)
     runtime = make_runtime(RunSetup(config, population, data, make_engine))

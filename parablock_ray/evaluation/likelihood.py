@@ -18,7 +18,7 @@ def answer_nlls(
 ) -> list[Tally]:
     """For each of the chosen examples, in their order: the negative log-likelihood of its answer's tokens, in nats,
     and their number."""
-    lengths = np.diff(examples.offsets)
+    lengths = examples.lengths
     found: dict[int, Tally] = {}
     by_length = sorted(range(len(indices)), key=lambda place: int(lengths[indices[place]]))
     for start in range(0, len(by_length), batch_size):
