@@ -6,6 +6,7 @@ import math
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from parablock_ray.algorithms.population import Population
 from parablock_ray.config import Config, save_resolved
 from parablock_ray.errors import RunFailed, UserError
 from parablock_ray.evaluation.command import judge_folder, run_context, write_outputs
+from parablock_ray.evaluation.evaluator import Evaluated
 from parablock_ray.evaluation.results import as_json, result_table
 from parablock_ray.evaluation.tasks import Task, load_tasks
 from parablock_ray.lora_measures import lora_measures
@@ -39,7 +41,7 @@ from parablock_ray.training.model import load_tokenizer, max_context, model_conf
 
 _logger = logging.getLogger(__name__)
 
-_RUN_FILES = ("config.yaml", "clients.svg", "events.jsonl", "metrics.jsonl")
+_RUN_FILES = ("config.yaml", "clients.svg", "events.jsonl", "metrics.jsonl", "evaluations.jsonl")
 _ROUNDS_AHEAD = 2  # plans lie ready beyond what staleness needs, so that no client waits for the driver
 
 
@@ -52,9 +54,7 @@ def run(config: Config) -> dict[str, Any]:
     console.print(data.report.line(), highlight=False, soft_wrap=True)
     console.print(split_line(config.data.split.name, data.report.labels), highlight=False, soft_wrap=True)
     console.print(padding_line(data, config), highlight=False, soft_wrap=True)
-    tasks: list[Task] = []
-    if config.evaluation.tasks:  # before training: a mistake in a task's file shows now
-        tasks = load_tasks(config.evaluation.tasks, run_context(config, data, load_tokenizer(config.model.name)))
+    tasks = final_tasks(config, data)
     pricing, virtual = Pricing(config), config.network.mode == "virtual"
     book = VirtualBook(method.num_rounds, pricing) if virtual else RoundBook(method.num_rounds)
     runtime = make_runtime(RunSetup(config, population, data, make_engine))
@@ -93,8 +93,10 @@ def run(config: Config) -> dict[str, Any]:
         }
         for sink in sinks:
             sink.finish(summary)
+        for evaluated in runtime.remaining_evaluations():
+            tell_evaluation(evaluated, sinks)
         runtime.close()  # its processes give their memory back before another model is loaded
-        judge_run(tasks, out, config.seed, console)
+        judge_run(tasks, out, config.seed, console, sinks)
         return summary
 
 
@@ -109,6 +111,17 @@ def prepare(config: Config) -> tuple[FederatedData, Population]:
     data = build_data(config.data, config.clients.num, config.seed, tokenizer, max_context(shape))
     per_round = config.clients.per_round or config.clients.num
     return data, Population(data.clients.num_examples, per_round, config.seed, config.data.arrival)
+
+
+def final_tasks(config: Config, data: FederatedData) -> list[Task]:
+    """What the final model is judged on. Reads the tasks of `during` too: a mistake in a task's file shows now, not
+    once an evaluator starts. Raises UserError."""
+    final = config.evaluation.tasks
+    during = config.evaluation.during if config.evaluation.every is not None else ()
+    if not final and not during:
+        return []
+    context = run_context(config, data, load_tokenizer(config.model.name))
+    return [task for task in load_tasks(tuple(dict.fromkeys([*final, *during])), context) if task.name in final]
 
 
 def run_rounds(
@@ -131,7 +144,15 @@ def run_rounds(
                 sink.event(as_row(event))
                 for row in finished:
                     sink.round(row)
+        for evaluated in runtime.evaluations():
+            tell_evaluation(evaluated, sinks)
     return events, rows
+
+
+def tell_evaluation(evaluated: Evaluated, sinks: Sequence[Sink]) -> None:
+    """A row of `evaluations.jsonl`."""
+    for sink in sinks:
+        sink.evaluation(asdict(evaluated))
 
 
 def summed(rows: Sequence[Mapping[str, Any]], bound_s: float, mode: str) -> dict[str, Any]:
@@ -146,8 +167,8 @@ def summed(rows: Sequence[Mapping[str, Any]], bound_s: float, mode: str) -> dict
     }
 
 
-def judge_run(tasks: Sequence[Task], out: Path, seed: int, console: Console) -> None:
-    """The final model on these tasks: `evaluation.json`, and what it said in `evaluation/`.
+def judge_run(tasks: Sequence[Task], out: Path, seed: int, console: Console, sinks: Sequence[Sink]) -> None:
+    """The final model on these tasks: `evaluation.json`, the trackers, and what it said in `evaluation/`.
 
     The clock has stopped and the run is written down: whatever fails here, `parablock evaluate` can do again.
     """
@@ -157,7 +178,8 @@ def judge_run(tasks: Sequence[Task], out: Path, seed: int, console: Console) -> 
     results = judge_folder(tasks, out / "model", seed)
     console.print(result_table(results))
     write_outputs(out / "evaluation", results)
-    (out / "evaluation.json").write_text(json.dumps(as_json(results), indent=2) + "\n", "utf-8")
+    for sink in sinks:
+        sink.final_evaluation(as_json(results))
 
 
 def write_trace(out: Path, config: Config, events: Sequence[Event]) -> None:

@@ -4,7 +4,7 @@ import re
 from difflib import get_close_matches
 from typing import NamedTuple
 
-from pydantic import PositiveInt, field_validator
+from pydantic import PositiveInt, field_validator, model_validator
 
 from parablock_ray.config.base import Strict
 
@@ -50,14 +50,20 @@ def parse_task(text: str) -> TaskName:
 
 
 class EvaluationConfig(Strict):
-    """The model at the end of a run, on each of `tasks`."""
+    """The model at the end of a run, on each of `tasks`, and after every so many rounds, on each of `during`."""
 
     tasks: tuple[str, ...] = ()
+    every: PositiveInt | None = None  # rounds; None: no round is judged
+    during: tuple[str, ...] = ("held_out",)
     num_examples: PositiveInt = 100  # of each task at most, the first ones; held_out takes all of its own
     max_new_tokens: PositiveInt = 256  # of an answer
     batch_size: PositiveInt = 16
 
-    @field_validator("tasks")
+    def is_due(self, round: int) -> bool:
+        """Whether the model as it is after this round (0-based) is judged."""
+        return self.every is not None and (round + 1) % self.every == 0
+
+    @field_validator("tasks", "during")
     @classmethod
     def _known_tasks(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
         for text in tasks:
@@ -66,3 +72,9 @@ class EvaluationConfig(Strict):
         if twice:
             raise ValueError(f"every task may stand once only: {', '.join(twice)}")
         return tasks
+
+    @model_validator(mode="after")
+    def _something_to_judge_on(self) -> "EvaluationConfig":
+        if self.every is not None and not self.during:
+            raise ValueError("during must name at least one task, like held_out, where every is set")
+        return self

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.table import Table
 
+from parablock_ray.tracking.evaluations import Results
+
 
 class Tally(NamedTuple):
     """One example's part of a metric: so much of so many, such as 2 of 3 instructions, or 9.1 nats in 4 tokens."""
@@ -77,8 +79,8 @@ def result_table(results: Iterable[TaskResult]) -> Table:
     return table
 
 
-def as_json(results: Iterable[TaskResult]) -> dict[str, dict[str, dict[str, float | int | None]]]:
-    """Task → metric → `value`, `standard_error`, `num_examples`."""
+def as_json(results: Iterable[TaskResult]) -> Results:
+    """The metrics, without what the model said."""
     return {
         result.task: {
             metric.name: {

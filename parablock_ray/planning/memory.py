@@ -31,11 +31,12 @@ class Memory:
 
 
 def memory(scenario: Scenario) -> tuple[Memory, ...]:
-    """Workers and server; with the serial runtime both are the driver."""
-    worker, server = _worker_bytes(scenario), _server_bytes(scenario)
+    """Workers, server and, where rounds are judged, the evaluator; with the serial runtime all are the driver."""
+    worker, server, evaluator = _worker_bytes(scenario), _server_bytes(scenario), _evaluator_bytes(scenario)
     if scenario.config.runtime == "serial":
-        return (Memory("driver", 1, worker | server),)
-    return Memory("worker", scenario.num_workers, worker), Memory("server", 1, server)
+        return (Memory("driver", 1, worker | server | evaluator),)
+    common = Memory("worker", scenario.num_workers, worker), Memory("server", 1, server)
+    return (*common, Memory("evaluator", 1, evaluator)) if evaluator else common
 
 
 def _worker_bytes(scenario: Scenario) -> dict[str, int]:
@@ -97,6 +98,12 @@ def _pending_bytes(scenario: Scenario) -> int:
 def _server_bytes(scenario: Scenario) -> dict[str, int]:
     parts = {"master model, fp32": scenario.num_params * _FP32_BYTES} | _method_bytes(scenario)
     return {name: num_bytes for name, num_bytes in parts.items() if num_bytes}
+
+
+def _evaluator_bytes(scenario: Scenario) -> dict[str, int]:
+    """Snapshots are in the object store, at most one for each round that is judged."""
+    is_used = scenario.config.evaluation.every is not None
+    return {"judged model, fp32": scenario.num_params * _FP32_BYTES} if is_used else {}
 
 
 def _method_bytes(scenario: Scenario) -> dict[str, int]:

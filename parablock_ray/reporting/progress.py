@@ -2,13 +2,13 @@
 
 import itertools
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Literal
 
 from parablock_ray.reporting.runs import Group, ReportedRun
 
-Measure = Literal["held_out_loss", "loss"]  # columns of metrics.jsonl: held-out, and of the training
+Measure = Literal["held_out_loss", "loss"]  # of evaluations.jsonl, and of the training: that of metrics.jsonl
 
 SMOOTHED_ROUNDS = 5  # the training loss is averaged over so many rounds, up to the one that is shown
 TOLERANCE = 0.01  # of the control's final loss
@@ -37,21 +37,31 @@ def measures_in(groups: Sequence[Group]) -> Sequence[Measure]:
 
 
 def _has_held_out(run: ReportedRun) -> bool:
-    return any(row.get("held_out_loss") is not None for row in run.rounds)
+    return bool(_held_out_loss(run))
 
 
 def curve(run: ReportedRun, measure: Measure) -> Curve:
     """The training loss is smoothed, a held-out loss is as measured."""
     seconds = list(itertools.accumulate(row["seconds"] for row in run.rounds))
     num_bytes = list(itertools.accumulate(_bytes_of(run)))
-    points = [index for index, row in enumerate(run.rounds) if row.get(measure) is not None]
-    loss = [run.rounds[index][measure] for index in points]
+    loss = _held_out_loss(run) if measure == "held_out_loss" else _training_loss(run)
     return Curve(
-        rounds=[run.rounds[index]["round"] + 1 for index in points],
-        seconds=[seconds[index] for index in points],
-        num_bytes=[num_bytes[index] for index in points],
-        loss=_smoothed(loss) if measure == "loss" else loss,
+        rounds=[round + 1 for round in loss],
+        seconds=[seconds[round] for round in loss],
+        num_bytes=[num_bytes[round] for round in loss],
+        loss=list(loss.values()),
     )
+
+
+def _held_out_loss(run: ReportedRun) -> Mapping[int, float]:
+    """By round; of those that were judged on it."""
+    found = {row["round"]: row["results"].get("held_out") for row in run.evaluations}
+    return {round: metrics["loss"]["value"] for round, metrics in found.items() if metrics is not None}
+
+
+def _training_loss(run: ReportedRun) -> Mapping[int, float]:
+    """By round."""
+    return dict(enumerate(_smoothed([row["loss"] for row in run.rounds])))
 
 
 def _bytes_of(run: ReportedRun) -> list[int]:
@@ -63,17 +73,30 @@ def _smoothed(loss: Sequence[float]) -> list[float]:
 
 
 def mean_curve(group: Group, measure: Measure) -> tuple[Curve, Sequence[float]]:
-    """Point by point the mean over seeds, and the loss's standard deviation, 0 for one seed."""
-    curves = [curve(run, measure) for run in group.runs]
-    num_points = min(len(each.loss) for each in curves)
-    losses = [[each.loss[point] for each in curves] for point in range(num_points)]
+    """Round by round the mean over seeds, and the loss's standard deviation, 0 for one seed. Of the rounds that all
+    have: they may be judged at different ones."""
+    whole = [curve(run, measure) for run in group.runs]
+    shared = set.intersection(*(set(each.rounds) for each in whole))
+    curves = [_only(each, shared) for each in whole]
+    points = range(len(shared))
+    losses = [[each.loss[point] for each in curves] for point in points]
     mean = Curve(
-        rounds=curves[0].rounds[:num_points],
-        seconds=[statistics.fmean(each.seconds[point] for each in curves) for point in range(num_points)],
-        num_bytes=[statistics.fmean(each.num_bytes[point] for each in curves) for point in range(num_points)],
+        rounds=curves[0].rounds,
+        seconds=[statistics.fmean(each.seconds[point] for each in curves) for point in points],
+        num_bytes=[statistics.fmean(each.num_bytes[point] for each in curves) for point in points],
         loss=[statistics.fmean(each) for each in losses],
     )
     return mean, [statistics.stdev(each) if len(each) > 1 else 0.0 for each in losses]
+
+
+def _only(whole: Curve, rounds: Set[int]) -> Curve:
+    points = [point for point, round in enumerate(whole.rounds) if round in rounds]
+    return Curve(
+        rounds=[whole.rounds[point] for point in points],
+        seconds=[whole.seconds[point] for point in points],
+        num_bytes=[whole.num_bytes[point] for point in points],
+        loss=[whole.loss[point] for point in points],
+    )
 
 
 def seconds_to_loss(group: Group, control: Group, measure: Measure) -> Mapping[int, float | None]:

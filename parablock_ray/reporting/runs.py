@@ -34,12 +34,14 @@ _NEEDED = frozenset(  # of a summary
 
 @dataclass(frozen=True)
 class ReportedRun:
-    """A finished run with `rounds`, the rows of its metrics.jsonl (docs/run-folder.md)."""
+    """A finished run with `rounds` and `evaluations`, the rows of its metrics.jsonl and of its evaluations.jsonl
+    (docs/run-folder.md)."""
 
     folder: Path
     config: Config
     summary: Row
     rounds: Sequence[Row]
+    evaluations: Sequence[Row]
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,18 @@ def _read(folder: Path) -> ReportedRun:
     rounds = list(_rows(folder / "metrics.jsonl"))
     if len(rounds) != (num_rounds := finished.config.method.rounds):
         raise UserError(f"{folder}/metrics.jsonl: cut short, it has {len(rounds)} of {num_rounds} rounds; run it again")
-    return ReportedRun(folder, finished.config, finished.summary, rounds)
+    return ReportedRun(folder, finished.config, finished.summary, rounds, _evaluations(folder, finished.config))
+
+
+def _evaluations(folder: Path, config: Config) -> Sequence[Row]:
+    num_due = sum(map(config.evaluation.is_due, range(config.method.rounds)))
+    if num_due == 0:
+        return []
+    file = folder / "evaluations.jsonl"
+    rows = list(_rows(file))
+    if len(rows) != num_due:
+        raise UserError(f"{file}: cut short, it has {len(rows)} of {num_due} evaluations; run it again")
+    return rows
 
 
 def _rows(file: Path) -> Iterator[Row]:

@@ -1,6 +1,6 @@
 """The door between the driver and whatever carries out its plans."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
@@ -8,6 +8,7 @@ from typing import Protocol
 from parablock_ray.algorithms.base import Commit, RoundPlan
 from parablock_ray.algorithms.population import Population
 from parablock_ray.config import Config
+from parablock_ray.evaluation.evaluator import Evaluated
 from parablock_ray.tracking.events import Committed, Event, KeptRank
 from parablock_ray.training.data import FederatedData
 from parablock_ray.training.engine import EngineMaker
@@ -64,6 +65,15 @@ class Runtime(Protocol):
 
     def events(self) -> Sequence[Event]:
         """The events since the last call, at least one: waits for it. Raises RunFailed if a process failed."""
+        ...
+
+    def evaluations(self) -> Sequence[Evaluated]:
+        """What is found of the rounds that are judged (`evaluation.every`), in their order, since the last call: never
+        waits. Raises RunFailed if the evaluator failed."""
+        ...
+
+    def remaining_evaluations(self) -> Iterator[Evaluated]:
+        """All that was not told yet, each as soon as it is found, after the last event: waits. Raises as above."""
         ...
 
     def finish(self, model_folder: Path) -> FinalState:

@@ -4,7 +4,7 @@ import os
 import statistics
 import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import floor
 from pathlib import Path
@@ -16,9 +16,11 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from parablock_ray.algorithms.base import RoundPlan
 from parablock_ray.config import Config
 from parablock_ray.errors import RunFailed, UserError
+from parablock_ray.evaluation.evaluator import Evaluated
 from parablock_ray.network.links import paced_links
 from parablock_ray.runtime.base import FinalState, RunSetup, RuntimeInfo, worker_of
 from parablock_ray.runtime.client import ClientActor
+from parablock_ray.runtime.evaluator import EvaluatorActor
 from parablock_ray.runtime.memory import peak_rss_bytes
 from parablock_ray.runtime.server import ServerActor
 from parablock_ray.tracking.events import Committed, Event
@@ -28,7 +30,8 @@ _MAX_CONCURRENT_CALLS = 10_000  # long polls of many clients wait side by side i
 
 
 class RayRuntime:
-    """`ClientActor` × workers and one `ServerActor`; weights go between them and never through the driver."""
+    """`ClientActor` × workers, one `ServerActor` and, with `evaluation.every`, an `EvaluatorActor`; weights go between
+    them and never through the driver."""
 
     def __init__(self, setup: RunSetup) -> None:
         self._setup = setup
@@ -38,14 +41,16 @@ class RayRuntime:
         self._workers: list[Any] = []
         self._runs: list[ray.ObjectRef] = []
         self._news: ray.ObjectRef | None = None
+        self._evaluator: Any = None
+        self._snapshots: list[tuple[int, ray.ObjectRef]] = []  # by round, of which no evaluator was asked yet
+        self._judged: list[ray.ObjectRef] = []  # in round order
 
     def start(self) -> RuntimeInfo:
         config = self._setup.config
         self._owns_cluster = connect(config)
         num_workers, gpus_each = placement(config, nodes())
         setup = ray.put(self._setup)
-        environment = {"env_vars": {"OMP_NUM_THREADS": str(config.workers.threads)}}
-        common = {"max_concurrency": _MAX_CONCURRENT_CALLS, "runtime_env": environment}
+        common = self._common_options()
         # It shares the driver's run folder; an actor that asks for nothing Ray would put on any node.
         beside_driver = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._server = (
@@ -59,6 +64,8 @@ class RayRuntime:
             client_actor.remote(setup, index, num_workers, links, self._server) for index in range(num_workers)
         ]
         loads = [worker.load.remote() for worker in self._workers]
+        if config.evaluation.every is not None and has_core_to_spare(config, nodes(), num_workers):
+            self._start_evaluator(config.workers.threads)
         info = self._get(self._server.load.remote())
         for index, load in enumerate(loads):
             self._get(load, self._worker_name(index))
@@ -82,6 +89,8 @@ class RayRuntime:
         peaks = {"driver": peak_rss_bytes(), "server": self._get(self._server.peak_rss_bytes.remote())}
         for index, worker in enumerate(self._workers):
             peaks[f"worker-{index}"] = self._get(worker.peak_rss_bytes.remote(), self._worker_name(index))
+        if self._evaluator is not None:
+            peaks["evaluator"] = self._get(self._evaluator.peak_rss_bytes.remote(), "the evaluator")
         return peaks
 
     def submit(self, plan: RoundPlan) -> None:
@@ -90,6 +99,10 @@ class RayRuntime:
             self._started_s = time.time()
         for index, submitted in enumerate([worker.submit.remote(plan) for worker in self._workers]):
             self._get(submitted, self._worker_name(index))  # before the next round: see ClientActor.submit
+        if self._setup.config.evaluation.is_due(plan.round):
+            self._snapshots.append((plan.round, self._server.snapshot.remote(plan.round)))
+            if self._evaluator is not None:
+                self._ask_evaluator()
 
     def events(self) -> Sequence[Event]:
         if self._news is None:
@@ -102,17 +115,45 @@ class RayRuntime:
         events, self._news = self._get(self._news), None
         return [_since(event, self._started_s) for event in events]
 
+    def evaluations(self) -> Sequence[Evaluated]:
+        evaluated = []
+        while self._judged and ray.wait(self._judged[:1], timeout=0)[0]:
+            evaluated.append(self._get(self._judged.pop(0), "the evaluator"))
+        return evaluated
+
+    def remaining_evaluations(self) -> Iterator[Evaluated]:
+        if self._snapshots:  # no core was to spare; now those of the workers are
+            self._start_evaluator(num_cpus=0)
+            self._ask_evaluator()
+        while self._judged:
+            yield self._get(self._judged.pop(0), "the evaluator")
+
     def finish(self, model_folder: Path) -> FinalState:
         sha256 = self._get(self._server.finish.remote(str(model_folder.resolve())))
         return FinalState(sha256, self.peak_rss_bytes())
 
     def close(self) -> None:
-        for actor in [*self._workers, self._server]:
+        for actor in [*self._workers, self._server, self._evaluator]:
             if actor is not None:
                 ray.kill(actor)
         if self._owns_cluster:
             ray.shutdown()
-        self._workers, self._server, self._owns_cluster = [], None, False
+        self._workers, self._server, self._evaluator, self._owns_cluster = [], None, None, False
+
+    def _common_options(self) -> dict[str, Any]:
+        environment = {"env_vars": {"OMP_NUM_THREADS": str(self._setup.config.workers.threads)}}
+        return {"max_concurrency": _MAX_CONCURRENT_CALLS, "runtime_env": environment}
+
+    def _start_evaluator(self, num_cpus: int) -> None:
+        """It takes no GPU: those are the workers'."""
+        options = {"num_cpus": num_cpus, **self._common_options()}
+        self._evaluator = ray.remote(EvaluatorActor).options(**options).remote(ray.put(self._setup))
+        self._get(self._evaluator.load.remote(), "the evaluator")
+
+    def _ask_evaluator(self) -> None:
+        """About every snapshot there is or will be. With the last reference here goes the snapshot, once judged."""
+        self._judged += [self._evaluator.judge.remote(round, snapshot) for round, snapshot in self._snapshots]
+        self._snapshots.clear()
 
     def _get(self, reference: ray.ObjectRef, process: str = "the server") -> Any:
         """The value that `process` answers with; what failed there, as RunFailed with the remote traceback."""
@@ -122,7 +163,8 @@ class RayRuntime:
             if isinstance(error.cause, UserError):
                 raise error.cause from None
             first_line = str(error.cause).partition("\n")[0]
-            raise RunFailed(f"{first_line}\n\n{error}") from None
+            whose = "" if isinstance(error.cause, RunFailed) else f"{process}: "  # a client's work says it itself
+            raise RunFailed(f"{whose}{first_line}\n\n{error}") from None
         except ray.exceptions.RayActorError as error:
             raise RunFailed(f"the process of {process} died: {error}") from None
 
@@ -196,6 +238,11 @@ def placement(config: Config, nodes: Sequence[NodeResources]) -> tuple[int, floa
             f"{num_cpus} CPUs and {num_gpus} GPUs on {len(nodes)} node(s): room for {capacity}"
         )
     return num_workers, gpus_each
+
+
+def has_core_to_spare(config: Config, nodes: Sequence[NodeResources], num_workers: int) -> bool:
+    """Whether `workers.threads` CPUs are left on a node, wherever the workers are."""
+    return sum(node.num_cpus // config.workers.threads for node in nodes) > num_workers
 
 
 def _since(event: Event, started_s: float | None) -> Event:

@@ -2,13 +2,14 @@
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 
 from parablock_ray.algorithms.base import Commit, RoundPlan, Visit
 from parablock_ray.algorithms.wire import Wire
+from parablock_ray.evaluation.evaluator import Evaluated, Evaluator
 from parablock_ray.runtime.base import FinalState, RunSetup, RuntimeInfo, committed_event
 from parablock_ray.runtime.memory import peak_rss_bytes
 from parablock_ray.tracking.events import Event, Phase, Span
@@ -21,6 +22,7 @@ class SerialRuntime:
     def __init__(self, setup: RunSetup) -> None:
         self._setup = setup
         self._events: list[Event] = []
+        self._evaluated: list[Evaluated] = []
         self._started_s: float | None = None
         self._applied: Counter[int] = Counter()  # variant → so many rounds of its publications are taken in
         self._published_bytes: Counter[tuple[int, int]] = Counter()  # (round, variant) → payload
@@ -34,6 +36,8 @@ class SerialRuntime:
         self._master = Master(config, population, data)
         self._worker = Worker(config, population, data, device, self._setup.make_engine)
         self._worker.warm_up()
+        if config.evaluation.every is not None:
+            self._evaluator = Evaluator(config, data)
         return RuntimeInfo(num_workers=1)
 
     def evaluate(self) -> float:
@@ -58,10 +62,19 @@ class SerialRuntime:
         for visit in plan.visits:
             num_bytes = self._published_bytes[plan.round, visit.variant]
             self._span("download", plan, visit, self._now_s(), num_bytes, None)
+        if self._setup.config.evaluation.is_due(plan.round):
+            self._judge(plan.round)
 
     def events(self) -> Sequence[Event]:
         events, self._events = self._events, []
         return events
+
+    def evaluations(self) -> Sequence[Evaluated]:
+        evaluated, self._evaluated = self._evaluated, []
+        return evaluated
+
+    def remaining_evaluations(self) -> Iterator[Evaluated]:
+        return iter(self.evaluations())
 
     def finish(self, model_folder: Path) -> FinalState:
         self._master.export(model_folder)
@@ -69,6 +82,13 @@ class SerialRuntime:
 
     def close(self) -> None:
         """Nothing to end: there is one process, the caller's."""
+
+    def _judge(self, round: int) -> None:
+        """The run's clock stands still meanwhile."""
+        assert self._started_s is not None
+        before_s = time.monotonic()
+        self._evaluated.append(self._evaluator.evaluate(round, self._master.weights()))
+        self._started_s += time.monotonic() - before_s
 
     def _advance(self, plan: RoundPlan) -> None:
         """The worker's queue of length `staleness`: it takes exactly the aggregates up to `reads`."""

@@ -41,6 +41,7 @@ class ServerActor:
         self._published: dict[tuple[int, int], Stream[ray.ObjectRef]] = {}  # (round, variant) → its chunks
         self._ranks: dict[tuple[int, int], tuple[int, ...]] = {}  # the same → how to take it apart
         self._committed: dict[int, asyncio.Event] = defaultdict(asyncio.Event)
+        self._snapshots: dict[int, asyncio.Future[ray.ObjectRef]] = {}  # round that is judged → the model after it
         self._server_s: defaultdict[int, float] = defaultdict(float)  # round → seconds that it has computed for it
         self._taken_in = [-1] * num_workers
         self._num_downloads_due: dict[int, int] = {}
@@ -64,6 +65,8 @@ class ServerActor:
         self._num_downloads_due[plan.round] = len(plan.visits)
         for visit in plan.visits:
             self._published[plan.round, visit.variant] = Stream()
+        if self._setup.config.evaluation.is_due(plan.round):
+            self._snapshots[plan.round] = asyncio.get_running_loop().create_future()
 
     async def receive(self, round: int, client: int, chunk: int, payload: np.ndarray) -> None:
         """One chunk of one client's upload."""
@@ -83,6 +86,15 @@ class ServerActor:
     async def committed(self, round: int) -> None:
         """Wait until this round is part of the model."""
         await self._committed[round].wait()
+
+    async def snapshot(self, round: int) -> list[ray.ObjectRef]:
+        """Wait for the model as it is after this round, one that is judged: payloads by name. To be asked once.
+
+        In a list, so that the reference travels and not the weights.
+        """
+        reference = await self._snapshots[round]
+        del self._snapshots[round]
+        return [reference]
 
     async def updates(self, after: int, up_to: int, variant: int) -> list[tuple[Update, np.ndarray]]:
         """What leads a reader that missed publications to x^{(≤ up_to)}; the values apart, as payloads."""
@@ -135,8 +147,15 @@ class ServerActor:
                 server_s = self._server_s.pop(made.plan.round, 0.0) + time.perf_counter() - start_s
                 write_uploads(self._run_folder, made.plan.round, made.uploads)
                 loop.call_soon_threadsafe(self._commit, committed_event(made, time.time(), server_s))
+                if self._setup.config.evaluation.is_due(made.plan.round):  # now: the next chunk may change the model
+                    self._keep_snapshot(made.plan.round, loop)
                 start_s = time.perf_counter()
         self._server_s[round] += time.perf_counter() - start_s
+
+    def _keep_snapshot(self, round: int, loop: asyncio.AbstractEventLoop) -> None:
+        """In the thread: one copy, from the model into the object store."""
+        payloads = {name: as_payload(values) for name, values in self._master.weights().items()}
+        loop.call_soon_threadsafe(self._snapshots[round].set_result, ray.put(payloads))
 
     def _commit(self, commit: Committed) -> None:
         self._committed[commit.round].set()

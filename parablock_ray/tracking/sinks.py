@@ -18,6 +18,7 @@ from rich.table import Table
 
 from parablock_ray.config import Config
 from parablock_ray.errors import UserError
+from parablock_ray.tracking.evaluations import Results, figures, line
 from parablock_ray.tracking.events import Event, from_row
 from parablock_ray.tracking.kept_ranks import HEADER, kept_ranks, rank_figure, rank_rows
 from parablock_ray.tracking.tensorboard import TensorBoardSink, require_tensorboard
@@ -40,8 +41,17 @@ class Sink(Protocol):
         """One finished round, as `RoundBook` makes it."""
         ...
 
+    def evaluation(self, row: Row) -> None:
+        """What was found of the model after a round: `round`, `results`. In their order, but later than its row, and
+        the last ones after `finish`."""
+        ...
+
     def finish(self, summary: Row) -> None:
         """The run came to its end; not called when it failed."""
+        ...
+
+    def final_evaluation(self, results: Results) -> None:
+        """What was found of the final model (`evaluation.tasks`), after `finish`."""
         ...
 
     def close(self) -> None:
@@ -64,7 +74,8 @@ def open_sinks(config: Config, console: Console) -> list[Sink]:
 
 
 class JsonlSink:
-    """`events.jsonl` and `metrics.jsonl`, readable line by line while the run goes on, and `summary.json`."""
+    """`events.jsonl`, `metrics.jsonl` and `evaluations.jsonl`, readable line by line while the run goes on, then
+    `summary.json` and `evaluation.json`."""
 
     def __init__(self, out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
@@ -78,10 +89,17 @@ class JsonlSink:
     def round(self, row: Row) -> None:
         self._metrics.write(json.dumps(row) + "\n")
 
+    def evaluation(self, row: Row) -> None:
+        with (self._out / "evaluations.jsonl").open("a", encoding="utf-8") as file:  # there only if a round is judged
+            file.write(json.dumps(row) + "\n")
+
     def finish(self, summary: Row) -> None:
         unfinished = self._out / "summary.json.tmp"
         unfinished.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         unfinished.replace(self._out / "summary.json")  # whole or not at all
+
+    def final_evaluation(self, results: Results) -> None:
+        (self._out / "evaluation.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
     def close(self) -> None:
         self._events.close()
@@ -89,7 +107,7 @@ class JsonlSink:
 
 
 class ConsoleSink:
-    """On a terminal a live table of the last rounds, elsewhere a line a round; at the end a summary."""
+    """On a terminal a live table of the last rounds, elsewhere a line a round; a line an evaluation; then a summary."""
 
     def __init__(self, console: Console, num_rounds: int) -> None:
         self._console = console
@@ -109,6 +127,9 @@ class ConsoleSink:
         self._live.start()  # does nothing from the second time on
         self._live.update(self._table(), refresh=True)
 
+    def evaluation(self, row: Row) -> None:
+        self._console.print(line(row), highlight=False, markup=False, soft_wrap=True)
+
     def finish(self, summary: Row) -> None:
         self._live.stop()
         table = Table(title="summary", show_header=False)
@@ -116,6 +137,9 @@ class ConsoleSink:
             if summary.get(key) is not None:
                 table.add_row(key, show(summary[key]))
         self._console.print(table)
+
+    def final_evaluation(self, results: Results) -> None:
+        """The driver prints them with their standard errors."""
 
     def close(self) -> None:
         self._live.stop()
@@ -179,13 +203,20 @@ class WandbSink:
 
     def round(self, row: Row) -> None:
         # Left open, the last round would be written after the summary, over its keys of the same name.
-        self._attempt(lambda: self._run.log(row, step=row["round"], commit=True))
+        self._attempt(lambda: self._run.log(row, commit=True))
+
+    def evaluation(self, row: Row) -> None:
+        # A row of its own: that of its round was written long ago. Both have `round`, which is the axis of all.
+        self._attempt(lambda: self._run.log({"round": row["round"], **figures(row["results"])}, commit=True))
 
     def finish(self, summary: Row) -> None:
         if self._commits:
             self._attempt(self._log_kept_ranks)
         self._attempt(lambda: self._run.summary.update(summary))
         self._finished = True
+
+    def final_evaluation(self, results: Results) -> None:
+        self._attempt(lambda: self._run.summary.update(figures(results)))
 
     def _log_kept_ranks(self) -> None:
         import wandb
@@ -215,7 +246,7 @@ def _start_run(config: Config) -> Any:
     import wandb
 
     def start(mode: Literal["online", "offline"]) -> Any:
-        return wandb.init(
+        run = wandb.init(
             project=config.tracking.wandb_project,
             group=config.tracking.wandb_group,
             name=config.name,
@@ -225,6 +256,8 @@ def _start_run(config: Config) -> Any:
             reinit="create_new",
             settings=wandb.Settings(silent=True, console="off"),
         )
+        run.define_metric("*", step_metric="round")  # not W&B's own step: evaluations come late, and that only goes up
+        return run
 
     Path(config.out).mkdir(parents=True, exist_ok=True)  # without it W&B writes to a temporary folder
     mode = config.tracking.wandb

@@ -1,9 +1,11 @@
 """A run for TensorBoard: event files in the run folder, by a writer that needs neither torch nor TensorFlow."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from parablock_ray.errors import UserError
+from parablock_ray.tracking.evaluations import Results, figures
 
 FOLDER = "tensorboard"  # in the run folder
 
@@ -20,7 +22,8 @@ def require_tensorboard() -> None:
 
 
 class TensorBoardSink:
-    """The columns of `metrics.jsonl` as scalars by round, the numbers of the summary under `summary/`."""
+    """The columns of `metrics.jsonl` and the evaluations as scalars by round; the numbers of the summary and of the
+    final evaluation under `summary/`."""
 
     def __init__(self, out: Path, num_rounds: int) -> None:
         from tensorboardX import SummaryWriter
@@ -34,13 +37,19 @@ class TensorBoardSink:
     def round(self, row: dict[str, Any]) -> None:
         self._write(row, "", row["round"])
 
+    def evaluation(self, row: dict[str, Any]) -> None:
+        self._write(figures(row["results"]), "", row["round"])
+
     def finish(self, summary: dict[str, Any]) -> None:
         self._write(summary, "summary/", self._num_rounds)
+
+    def final_evaluation(self, results: Results) -> None:
+        self._write(figures(results), "summary/", self._num_rounds)
 
     def close(self) -> None:
         self._writer.close()
 
-    def _write(self, row: dict[str, Any], prefix: str, step: int) -> None:
+    def _write(self, row: Mapping[str, Any], prefix: str, step: int) -> None:
         for key, value in row.items():
             if isinstance(value, int | float) and key != "round":
                 self._writer.add_scalar(prefix + key, value, step)

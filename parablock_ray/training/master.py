@@ -1,6 +1,9 @@
 """The master model: fp32, on the server. Takes uploads, is judged, is written out."""
 
+from collections.abc import Mapping
 from pathlib import Path
+
+from torch import Tensor
 
 from parablock_ray.algorithms.methods import make_server
 from parablock_ray.algorithms.population import Population
@@ -30,6 +33,11 @@ class Master:
         """Mean loss over the answer tokens of the held-out examples."""
         self.server.settle()
         return held_out_loss(self._model, self._data.eval, self._config.method.batch_size)
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """The parameters by name, fp32, tied ones once, as of the last commit; the next one writes into them."""
+        self.server.settle()
+        return self._parameters
 
     def sha256(self) -> str:
         """The fingerprint of the master weights."""

@@ -267,3 +267,16 @@ def test_tasks_of_the_evaluation_are_checked_by_name(minimal: Path) -> None:
     assert config.evaluation.tasks == ("held_out", "reasoning_gym:gcd", "gsm8k=a b.jsonl")
     [line] = mistakes(minimal, "evaluation.tasks=[held_out, gms8k=test.jsonl]")
     assert line.startswith("evaluation.tasks: unknown task 'gms8k'; did you mean 'gsm8k=FILE'? (allowed: held_out, ")
+
+
+def test_which_rounds_are_judged(minimal: Path) -> None:
+    settings = load_config(minimal, ["evaluation.every=3"]).evaluation
+    assert settings.during == ("held_out",)
+    assert [round for round in range(10) if settings.is_due(round)] == [2, 5, 8]
+    assert not any(map(load_config(minimal, []).evaluation.is_due, range(10)))
+    [line] = mistakes(minimal, "evaluation.during=[held_oud]")
+    assert line.startswith("evaluation.during: unknown task 'held_oud'; did you mean 'held_out'? (allowed: ")
+    [line] = mistakes(minimal, "evaluation.every=0")
+    assert line == "evaluation.every: must be greater than 0 (got 0)"
+    [line] = mistakes(minimal, "evaluation.every=2", "evaluation.during=[]")
+    assert line == "evaluation: during must name at least one task, like held_out, where every is set"

@@ -18,22 +18,27 @@ def run_folder(
     folder: Path,
     *overrides: str,
     losses: Sequence[float] = (3.0, 2.0, 1.0),
-    held_out: Sequence[float | None] = (),
+    held_out: Sequence[float] = (),
+    judged_on: str = "held_out",
     round_s: float = 10.0,
     **figures: Any,
 ) -> Path:
     """A finished run of as many rounds as there are `losses`, of `round_s` seconds and 3 MB each.
 
-    `held_out`: the column held_out_loss, if any. `figures`: of the summary.
+    `held_out`: the losses that evaluations on `judged_on` found, at even distances. `figures`: of the summary.
     """
     folder.mkdir(parents=True)
     rounds = f"method.rounds={len(losses)}"
-    config = load_config(QUICKSTART, [f"name={folder.name}", f"out={folder}", *VIRTUAL, rounds, *overrides])
+    every = len(losses) // len(held_out) if held_out else None
+    judged = [f"evaluation.every={every}", f"evaluation.during=[{judged_on}]"] if every else []
+    config = load_config(QUICKSTART, [f"name={folder.name}", f"out={folder}", *VIRTUAL, rounds, *judged, *overrides])
     save_resolved(config, folder / "config.yaml")
     traffic = {"bytes_up": 10**6, "bytes_down": 10**6, "bytes_catch_up": 10**6}
     rows = [{"round": i, "loss": loss, "seconds": round_s, **traffic} for i, loss in enumerate(losses)]
-    for row, loss in zip(rows, held_out, strict=False):
-        row["held_out_loss"] = loss
+    for number, loss in enumerate(held_out, 1):
+        row = {"round": number * every - 1, "results": {judged_on: {"loss": {"value": loss}}}}
+        with (folder / "evaluations.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     summary = {
         "status": "done",

@@ -20,13 +20,27 @@ def test_the_training_loss_is_smoothed_over_the_rounds_before(tmp_path: Path) ->
 
 
 def test_a_held_out_loss_is_taken_as_it_is_where_all_runs_have_it(tmp_path: Path) -> None:
-    first = run_folder(tmp_path / "a", losses=[3.0] * 4, held_out=[None, 2.0, None, 1.0])
+    first = run_folder(tmp_path / "a", losses=[3.0] * 4, held_out=[2.0, 1.0])
     [group] = gather([first]).groups
     assert measures_in([group]) == ["held_out_loss", "loss"]
     found = curve(group.runs[0], "held_out_loss")
     assert (found.rounds, found.seconds, found.loss) == ([2, 4], [20.0, 40.0], [2.0, 1.0])
-    groups = gather([first, run_folder(tmp_path / "b", losses=[3.0] * 5)]).groups
-    assert measures_in(groups) == ["loss"]
+    for name, other in {"b": {}, "c": {"held_out": [2.0], "judged_on": "per_client"}}.items():
+        groups = gather([first, run_folder(tmp_path / name, losses=[3.0] * 5, **other)]).groups
+        assert measures_in(groups) == ["loss"]
+
+
+def test_seeds_that_were_judged_at_different_rounds_are_averaged_where_all_were(tmp_path: Path) -> None:
+    losses = [3.0] * 6
+    folders = [
+        run_folder(tmp_path / "x0", "seed=0", losses=losses, held_out=[5.0, 4.0, 3.0]),
+        run_folder(tmp_path / "x1", "seed=1", losses=losses, held_out=[6.0, 2.0]),
+        run_folder(tmp_path / "x2", "seed=2", losses=losses, held_out=[7.0, 6.0, 5.0, 4.0, 3.0, 1.0]),
+    ]
+    [group] = gather(folders).groups
+    mean, std = mean_curve(group, "held_out_loss")
+    assert (mean.rounds, mean.seconds, mean.num_bytes, mean.loss) == ([6], [60.0], [18_000_000], [2.0])
+    assert std == pytest.approx([1.0])
 
 
 def test_a_mean_curve_has_the_spread_of_its_seeds(tmp_path: Path) -> None:

@@ -84,6 +84,25 @@ def test_a_run_cut_short_is_left_out_and_named(tmp_path: Path, cut: object, reas
     assert str(caught.value).splitlines() == ["no finished run to report:", told]
 
 
+@pytest.mark.parametrize(
+    ("kept", "reason"),
+    [
+        (1, "cut short, it has 1 of 3 evaluations; run it again"),
+        (1.5, "line 2: cut short; run it again"),
+        (None, "cannot be read: No such file or directory"),
+    ],
+)
+def test_a_run_whose_evaluations_are_cut_short_is_left_out(tmp_path: Path, kept: float | None, reason: str) -> None:
+    folder = run_folder(tmp_path / "run", held_out=[3.0, 2.0, 1.0])
+    file = folder / "evaluations.jsonl"
+    [line, *_] = text = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(text)[: int(len(line) * kept)]) if kept is not None else file.unlink()
+    with pytest.raises(UserError) as caught:
+        gather([folder])
+    assert str(caught.value).endswith(reason)
+    assert f"{file}" in str(caught.value)
+
+
 def test_a_folder_without_runs(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds no run and no sweep; name such folders, like runs/quickstart"):
         gather([tmp_path])

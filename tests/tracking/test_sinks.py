@@ -29,6 +29,16 @@ SUMMARY: dict[str, Any] = {
 }
 
 
+RESULTS: dict[str, Any] = {
+    "held_out": {
+        "loss": {"value": 1.25, "standard_error": 0.5, "num_examples": 8},
+        "perplexity": {"value": 3.5, "standard_error": None, "num_examples": 8},
+    },
+    "gsm8k=a b/test.jsonl": {"strict_match": {"value": 0.5, "standard_error": None, "num_examples": 2}},
+}
+FIGURES = {"held_out/loss": 1.25, "held_out/perplexity": 3.5, "gsm8k_a_b_test.jsonl/strict_match": 0.5}
+
+
 def config(out: Path, wandb: str) -> Config:
     return Config.model_validate(
         {
@@ -73,6 +83,28 @@ def test_summary_comes_whole_and_only_at_the_end(tmp_path: Path) -> None:
     sink.close()
     assert json.loads((tmp_path / "summary.json").read_text()) == SUMMARY
     assert {path.name for path in tmp_path.iterdir()} == {"events.jsonl", "metrics.jsonl", "summary.json"}
+
+
+def test_evaluations_have_files_of_their_own(tmp_path: Path) -> None:
+    sink = JsonlSink(tmp_path)
+    for round in (1, 3):
+        sink.evaluation({"round": round, "results": RESULTS})
+        assert read_lines(tmp_path / "evaluations.jsonl")[-1] == {"round": round, "results": RESULTS}
+    assert len(read_lines(tmp_path / "evaluations.jsonl")) == 2
+    sink.final_evaluation(RESULTS)
+    sink.close()
+    assert json.loads((tmp_path / "evaluation.json").read_text()) == RESULTS
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_an_evaluation_is_a_line_on_the_terminal(terminal: bool) -> None:
+    out = io.StringIO()
+    sink = ConsoleSink(Console(file=out, force_terminal=terminal, width=100), num_rounds=3)
+    sink.round(metrics_row(1))
+    sink.evaluation({"round": 0, "results": RESULTS})
+    sink.close()
+    told = "round 0  held_out/loss 1.2500  held_out/perplexity 3.5000  gsm8k_a_b_test.jsonl/strict_match 0.5000"
+    assert told in out.getvalue().replace("\n", "") or told in out.getvalue()
 
 
 def console_output(terminal: bool, num_rows: int) -> str:
@@ -129,6 +161,28 @@ def test_offline_wandb_run_reads_back_as_metrics_jsonl(tmp_path: Path) -> None:
     assert {key: run["summary"][key] for key in told} == told  # the run's seconds, not those of its last round
 
 
+def test_evaluations_that_come_late_are_in_the_wandb_run_by_their_round(tmp_path: Path) -> None:
+    sink = WandbSink(config(tmp_path, "offline"))
+    for round in range(3):
+        sink.round(metrics_row(round))
+        if round > 0:
+            sink.evaluation({"round": round - 1, "results": RESULTS})
+    sink.finish(SUMMARY)
+    sink.evaluation({"round": 2, "results": RESULTS})
+    sink.final_evaluation({"held_out": {"loss": {"value": 1.125}}})
+    sink.close()
+
+    records = [json.loads(line) for line in inspect(tmp_path / "wandb").splitlines()]
+    history = [record["history"]["item"] for record in records if record["type"] == "history"]
+    by_round = [{key: x for key, x in item.items() if key[0] != "_"} for item in history]
+    assert [item for item in by_round if "block" in item] == [metrics_row(round) for round in range(3)]
+    assert [item for item in by_round if "block" not in item] == [{"round": round, **FIGURES} for round in range(3)]
+    assert any("round" in json.dumps(record) for record in records if record["type"] == "metric")
+    found = json.loads(inspect(tmp_path / "wandb", "--summary"))["summary"]
+    assert found["held_out/loss"] == 1.125
+    assert (found["seconds"], found["loss_after"]) == (12.5, 1.0)  # the run's, not those of a round
+
+
 def test_a_run_that_failed_is_marked_so(tmp_path: Path) -> None:
     sink = WandbSink(config(tmp_path, "offline"))
     sink.close()
@@ -140,7 +194,10 @@ class StubRun:
 
     summary: ClassVar[dict[str, Any]] = {}
 
-    def log(self, row: dict[str, Any], step: int, commit: bool) -> None:
+    def define_metric(self, name: str, step_metric: str) -> None:
+        pass
+
+    def log(self, row: dict[str, Any], commit: bool) -> None:
         raise wandb.Error("disk full")
 
     def finish(self, exit_code: int) -> None:

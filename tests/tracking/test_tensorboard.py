@@ -15,7 +15,7 @@ from rich.console import Console
 from parablock_ray.config import Config
 from parablock_ray.errors import UserError
 from parablock_ray.tracking.sinks import open_sinks
-from tests.tracking.test_sinks import SUMMARY, config, metrics_row
+from tests.tracking.test_sinks import FIGURES, RESULTS, SUMMARY, config, metrics_row
 
 pytest.importorskip("tensorboardX")
 
@@ -61,6 +61,17 @@ def test_event_files_read_back_as_metrics_jsonl(tmp_path: Path) -> None:
         assert values == pytest.approx({row["round"]: row[tag] for row in rows})
     assert found["summary/loss_after"] == {3: 1.0}
     assert "summary/method" not in found
+
+
+def test_evaluations_are_scalars_at_their_round(tmp_path: Path) -> None:
+    for sink in open_sinks(tracked(tmp_path), Console(file=io.StringIO())):
+        sink.evaluation({"round": 1, "results": RESULTS})
+        sink.finish(SUMMARY)
+        sink.final_evaluation(RESULTS)
+        sink.close()
+    found = scalars(tmp_path / "tensorboard")
+    for tag, value in FIGURES.items():
+        assert (found[tag], found[f"summary/{tag}"]) == ({1: value}, {3: value})
 
 
 def test_without_the_package_a_run_does_not_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
