@@ -22,8 +22,8 @@ ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 FAST = ["engine.name=torch", "method.rounds=4"]
 JUDGED = [*FAST, "evaluation.every=1", "evaluation.tasks=[held_out]"]
 METHOD = [*METHODS["parablock-bf16-wire"], "network.exchange=cut_through"]  # the master is not what is published
-# Factors that are blocks; factors beside what is merged.
 VIRTUAL = ["network.mode=virtual", "network.compute_s=1"]
+# Factors that are blocks; factors beside what is merged.
 LORA = ["fedit-delayed", "florist-carry"]
 
 
