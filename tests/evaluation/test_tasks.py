@@ -275,8 +275,8 @@ def test_reasoning_gym_repeats_by_seed(model: PreTrainedModel) -> None:
 @pytest.mark.parametrize(
     ("task", "message"),
     [
-        ("chain_sun", "reasoning_gym:chain_sun: there is no task 'chain_sun' that repeats by seed; nearest: chain_sum"),
-        ("word_ladder", "there is no task 'word_ladder' that repeats by seed"),
+        ("chain_sun", "reasoning_gym:chain_sun: 'reasoning_gym' has no task 'chain_sun'; nearest: chain_sum"),
+        ("word_ladder", "reasoning_gym:word_ladder: 'word_ladder' makes other problems in every process; choose ano"),
     ],
 )
 def test_unknown_tasks_of_reasoning_gym(task: str, message: str) -> None:
@@ -286,7 +286,7 @@ def test_unknown_tasks_of_reasoning_gym(task: str, message: str) -> None:
 
 def test_reasoning_gym_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
-    with pytest.raises(UserError, match=r"reasoning_gym:gcd needs .*pip install 'parablock-ray\[demo\]'"):
+    with pytest.raises(UserError, match=r"reasoning_gym:gcd: .* needs .*pip install 'parablock-ray\[demo\]'"):
         load_tasks(["reasoning_gym:gcd"], context())
 
 
