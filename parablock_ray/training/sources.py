@@ -16,7 +16,7 @@ from parablock_ray.algorithms.rng import generator
 from parablock_ray.config.data import GENERATED, DataConfig, check_source
 from parablock_ray.config.presets import PRESETS, Columns
 from parablock_ray.errors import UserError
-from parablock_ray.training.rows import FORMS, EmptyAnswer, Example, Message, examples_of
+from parablock_ray.training.rows import FORMS, EmptyAnswer, Example, Message, example_of, parts_of
 
 _logger = logging.getLogger(__name__)
 
@@ -111,8 +111,9 @@ def _file(path: Path, columns: Columns | None) -> Iterator[Example]:
             raise UserError(
                 f"data.source: {path} must be a .jsonl file (one JSON object a line) or a .parquet file, with {FORMS}"
             )
-    for where, row in rows:
-        yield from examples_of(row, columns, where, task=path.stem)
+    for row_name, row in rows:
+        for where, part in parts_of(row, columns, row_name):
+            yield example_of(part, columns, where, task=path.stem)
 
 
 def _jsonl(path: Path) -> Iterator[tuple[str, Any]]:
@@ -150,7 +151,7 @@ def _content(path: Path) -> bytes:
 
 
 def _hub(name: str, subset: str | None, split: str, columns: Columns | None) -> Iterator[Example]:
-    """The rows of a hub dataset but for those without an answer, which are counted in a warning."""
+    """The examples of a hub dataset but for those without an answer, which are counted in a warning."""
     import datasets
 
     try:
@@ -162,9 +163,10 @@ def _hub(name: str, subset: str | None, split: str, columns: Columns | None) -> 
         ) from error
     num_empty = 0
     for number, row in enumerate(rows):
-        try:
-            yield from examples_of(row, columns, f"{name} row {number}", task=name)
-        except EmptyAnswer:
-            num_empty += 1
+        for where, part in parts_of(row, columns, f"{name} row {number}"):
+            try:
+                yield example_of(part, columns, where, task=name)
+            except EmptyAnswer:
+                num_empty += 1
     if num_empty:
-        _logger.warning("%s: %d rows have no answer and are left out", name, num_empty)
+        _logger.warning("%s: %d examples have no answer and are left out", name, num_empty)
