@@ -6,6 +6,7 @@ import math
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from parablock_ray.config import Config, save_resolved
 from parablock_ray.errors import RunFailed, UserError
 from parablock_ray.evaluation.command import judge_folder, run_context, write_outputs
 from parablock_ray.evaluation.results import as_json, result_table
-from parablock_ray.evaluation.tasks import Task, load_tasks
+from parablock_ray.evaluation.tasks import Context, Task, load_tasks
 from parablock_ray.lora_measures import lora_measures
 from parablock_ray.pricing import Pricing, VirtualBook, price
 from parablock_ray.runtime import RunSetup, Runtime, make_runtime
@@ -47,14 +48,13 @@ def run(config: Config) -> dict[str, Any]:
     """Run the experiment; return what `summary.json` says. Raises UserError or RunFailed."""
     out, console, made_with = Path(config.out), Console(), versions()
     refuse_used_folder(out)
-    data, population = prepare(config)
+    prepared = prepare(config)
+    data, population = prepared.data, prepared.population
     method = make_method(config.method, population)
     console.print(data.report.line(), highlight=False, soft_wrap=True)
     console.print(split_line(config.data.split.name, data.report.labels), highlight=False, soft_wrap=True)
-    console.print(padding_line(data, config), highlight=False, soft_wrap=True)
-    tasks: list[Task] = []
-    if config.evaluation.tasks:  # before training: a mistake in a task's file shows now
-        tasks = load_tasks(config.evaluation.tasks, run_context(config, data, load_tokenizer(config.model.name)))
+    console.print(padding_line(data, population, config), highlight=False, soft_wrap=True)
+    tasks = load_tasks(config.evaluation.tasks, prepared.context)  # before training: mistakes show now
     pricing, virtual = Pricing(config), config.network.mode == "virtual"
     book = VirtualBook(method.num_rounds, pricing) if virtual else RoundBook(method.num_rounds)
     runtime = make_runtime(RunSetup(config, population, data, make_engine))
@@ -94,11 +94,20 @@ def run(config: Config) -> dict[str, Any]:
         for sink in sinks:
             sink.finish(summary)
         runtime.close()  # its processes give their memory back before another model is loaded
-        judge_run(tasks, out, config.seed, console)
+        judge_run(tasks, out, config, console)
         return summary
 
 
-def prepare(config: Config) -> tuple[FederatedData, Population]:
+@dataclass(frozen=True)
+class Prepared:
+    """What a run starts from."""
+
+    data: FederatedData
+    population: Population
+    context: Context  # in which its model is judged
+
+
+def prepare(config: Config) -> Prepared:
     """The clients' data and who they are. Raises UserError for what could not run."""
     shape, tokenizer = model_config(config.model.name), load_tokenizer(config.model.name)
     check_num_blocks(config.method.num_blocks, num_layers(shape))
@@ -108,7 +117,8 @@ def prepare(config: Config) -> tuple[FederatedData, Population]:
             _logger.warning(oddity)
     data = build_data(config.data, config.clients.num, config.seed, tokenizer, max_context(shape))
     per_round = config.clients.per_round or config.clients.num
-    return data, Population(data.clients.num_examples, per_round, config.seed, config.data.arrival)
+    population = Population(data.clients.num_examples, per_round, config.seed, config.data.arrival)
+    return Prepared(data, population, run_context(config, data, tokenizer, max_context(shape)))
 
 
 def run_rounds(
@@ -146,7 +156,7 @@ def summed(rows: Sequence[Mapping[str, Any]], bound_s: float, mode: str) -> dict
     }
 
 
-def judge_run(tasks: Sequence[Task], out: Path, seed: int, console: Console) -> None:
+def judge_run(tasks: Sequence[Task], out: Path, config: Config, console: Console) -> None:
     """The final model on these tasks: `evaluation.json`, and what it said in `evaluation/`.
 
     The clock has stopped and the run is written down: whatever fails here, `parablock evaluate` can do again.
@@ -154,7 +164,7 @@ def judge_run(tasks: Sequence[Task], out: Path, seed: int, console: Console) -> 
     if not tasks:
         return
     console.print(f"judging the model on {', '.join(task.name for task in tasks)}", highlight=False)
-    results = judge_folder(tasks, out / "model", seed)
+    results = judge_folder(tasks, out / "model", config)
     console.print(result_table(results))
     write_outputs(out / "evaluation", results)
     (out / "evaluation.json").write_text(json.dumps(as_json(results), indent=2) + "\n", "utf-8")

@@ -36,6 +36,10 @@ def tokenizer() -> PreTrainedTokenizerBase:
     return load_tokenizer("tiny")
 
 
+def context_of(tokenizer: PreTrainedTokenizerBase, settings: EvaluationConfig, template: str = "plain") -> Context:
+    return Context(settings, tokenizer, 512, template, seed=0, model_id="tiny", data=None)
+
+
 def log_likelihood(model: PreTrainedModel, prompt: bytes, choice: bytes, tokenizer: PreTrainedTokenizerBase) -> float:
     """One token after another."""
     prompt_ids, choice_ids = (tokenizer(text.decode())["input_ids"] for text in (prompt, choice))
@@ -63,9 +67,17 @@ def test_acc_and_acc_norm():
     assert choice_scores([-1.0, -1.0], ["a", "b"], 0) == {"acc": 1, "acc_norm": 1}  # a tie goes to the first
 
 
-def test_a_choice_longer_than_the_context(model, tokenizer):
-    with pytest.raises(UserError, match="a choice is longer than the model's context of 512 tokens"):
-        choice_log_likelihoods(model, tokenizer, [Choices("x\n", ("y" * 512, "n"))], 1)
+def test_a_choice_as_long_as_the_context_is_refused_before_there_is_a_model(tokenizer, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    rows = [{"question": "x", "choices": ["n", "y" * num_tokens], "answer": 0} for num_tokens in (511, 512)]
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    with pytest.raises(UserError, match=r"rows.jsonl:2: `choices`: one has 512 tokens, .* less than .* context of 512"):
+        load_tasks([f"multiple_choice={path}"], context_of(tokenizer, EvaluationConfig()))
+
+
+def test_the_longest_choice_there_can_be(model, tokenizer):
+    [[likelihood, _]] = choice_log_likelihoods(model, tokenizer, [Choices("x\n", ("y" * 511, "n"))], 1)
+    assert math.isfinite(likelihood)
 
 
 def test_a_long_question_loses_its_beginning(model, tokenizer, caplog):
@@ -108,7 +120,7 @@ def task_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
 
 def results(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *tasks: str) -> list[TaskResult]:
     settings = EvaluationConfig(tasks=tasks, batch_size=2)
-    context = Context(settings, tokenizer, template="plain", seed=0, model_id="tiny", data=None)
+    context = context_of(tokenizer, settings)
     return [evaluate(model, task) for task in load_tasks(tasks, context)]
 
 
@@ -148,7 +160,7 @@ def test_after_white_space_the_harness_counts_it_to_every_choice(model, tokenize
 
 def test_a_task_of_the_harness_is_judged_as_often_as_wanted(model, tokenizer, task_file):
     settings = EvaluationConfig(tasks=(f"lm_eval={task_file()}",), num_examples=3)
-    context = Context(settings, tokenizer, template="chat", seed=0, model_id="tiny", data=None)
+    context = context_of(tokenizer, settings, template="chat")
     [task] = load_tasks(settings.tasks, context)
     first, second = evaluate(model, task), evaluate(model, task)
     assert first == second
