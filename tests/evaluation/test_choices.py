@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from parablock_ray.config.evaluation import EvaluationConfig
@@ -169,14 +170,46 @@ def test_a_task_of_the_harness_is_judged_as_often_as_wanted(model, tokenizer, ta
     assert all(math.isfinite(metric.value) for metric in first.metrics)
 
 
+@pytest.mark.parametrize("has_aggregate", [True, False])
+def test_a_group_of_the_harness_comes_with_its_aggregate(
+    model, tokenizer, task_file, tmp_path, has_aggregate, monkeypatch
+):
+    """Two and three questions, the latter in a group within the group: weighted by size, all five once more."""
+    [whole] = results(model, tokenizer, f"lm_eval={task_file()}")
+    common = yaml.safe_load(task_file().read_text())
+    members = []
+    for name, rows in (("two", ROWS[:2]), ("three", ROWS[2:])):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        files = {"data_files": {"test": str(tmp_path / f"{name}.jsonl")}}
+        members.append(common | {"task": name, "dataset_kwargs": files})
+    group = {"group": "five", "task": [members[0], {"group": "inner", "task": [members[1]]}]}
+    if has_aggregate:
+        group["aggregate_metric_list"] = [{"metric": "acc", "weight_by_size": True}]
+    known = tmp_path / "known"
+    known.mkdir()
+    (known / "group.yaml").write_text(yaml.safe_dump(group))
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=known, include_defaults=False)
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", lambda: manager)  # of these tasks, not of its own 14,000
+    [found] = results(model, tokenizer, "lm_eval:five")
+    of_tasks = {name for name in (metric.name for metric in found.metrics) if name != "five acc"}
+    assert of_tasks == {f"five::{name} {metric}" for name in ("two", "inner::three") for metric in ("acc", "acc_norm")}
+    aggregates = [(metric.value, metric.num_examples) for metric in found.metrics if metric.name == "five acc"]
+    assert aggregates == ([(pytest.approx(whole.metrics[0].value), 5)] if has_aggregate else [])
+
+
 def test_tasks_that_the_harness_cannot_load(model, tokenizer, task_file, tmp_path):
     broken = tmp_path / "broken.yaml"
     broken.write_text(task_file().read_text().replace("five.jsonl", "six.jsonl"))
     no_task = tmp_path / "no_task.yaml"
     no_task.write_text("just: text\n")
+    group = tmp_path / "group.yaml"
+    group.write_text("group: both\ntask: [one, other]\n")
     for task, message in (
         (f"lm_eval={tmp_path / 'none.yaml'}", "none.yaml: there is no such file"),
         (f"lm_eval={broken}", "broken.yaml: the lm-evaluation-harness cannot load this task or its data: "),
+        (f"lm_eval={group}", r"group.yaml: the lm-evaluation-harness reads groups by name only .lm_eval:GROUP., not"),
         (f"lm_eval={no_task}", "no_task.yaml: the lm-evaluation-harness cannot load this task"),
     ):
         with pytest.raises(UserError, match=message):
