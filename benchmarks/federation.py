@@ -179,9 +179,9 @@ def measure(config: Config, make_engine: EngineMaker, num_steps: int = 0) -> Mea
 
     Before it `num_steps` local steps are timed on every block, as `parablock plan` does.
     """
-    data, population = prepare(config)
-    method = make_method(config.method, population)
-    runtime = RayRuntime(RunSetup(config, population, data, make_engine))
+    prepared = prepare(config)
+    method = make_method(config.method, prepared.population)
+    runtime = RayRuntime(RunSetup(config, prepared.population, prepared.data, make_engine))
     with claimed(Path(config.out), config), closing(runtime):
         runtime.start()
         step_s = tuple(runtime.step_seconds(num_steps)) if num_steps else ()
@@ -192,8 +192,9 @@ def measure(config: Config, make_engine: EngineMaker, num_steps: int = 0) -> Mea
 def planned_s(run: Measured) -> float:
     """Seconds of the whole run as `parablock plan` would have foretold them, one client to a worker."""
     config = run.config
-    _, population = prepare(config)
-    scenario = Scenario(config, population, model_shapes(config.model.name), config.clients.num, run.step_s)
+    scenario = Scenario(
+        config, prepare(config).population, model_shapes(config.model.name), config.clients.num, run.step_s
+    )
     total_s = plan(scenario, "measured", None).configured.total_s
     assert total_s is not None
     return total_s

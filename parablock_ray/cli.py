@@ -79,12 +79,12 @@ def data(
         from parablock_ray.tracking.compare import MIN_WIDTH
         from parablock_ray.training.batches import padding_line
 
-        prepared = prepare(checked)[0]
-        report = prepared.report
+        prepared = prepare(checked)
+        report = prepared.data.report
         console = Console()
         console.width = max(console.width, MIN_WIDTH)
         split_said = split_line(checked.data.split.name, report.labels)
-        for line in (report.line(), split_said, padding_line(prepared, checked)):
+        for line in (report.line(), split_said, padding_line(prepared.data, prepared.population, checked)):
             console.print(line, highlight=False, soft_wrap=True)
         console.print(split_table(report.labels))
         if out is not None:
@@ -240,7 +240,7 @@ def evaluate(
     num_examples: Annotated[int | None, typer.Option(help="Of each task at most.")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(help="Of an answer.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Examples at once.")] = None,
-    template: Annotated[str | None, typer.Option(help="plain, alpaca or chat; a run has its own.")] = None,
+    template: Annotated[str | None, typer.Option(help="As data.template; a run has its own.")] = None,
     out: Annotated[Path | None, typer.Option(help="A JSON file for the metrics.")] = None,
     outputs: Annotated[
         Path | None, typer.Option(help="A folder for what the model said, a .jsonl file a task.")

@@ -6,7 +6,7 @@ import math
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from parablock_ray.errors import RunFailed, UserError
 from parablock_ray.evaluation.command import judge_folder, run_context, write_outputs
 from parablock_ray.evaluation.evaluator import Evaluated
 from parablock_ray.evaluation.results import as_json, result_table
-from parablock_ray.evaluation.tasks import Task, load_tasks
+from parablock_ray.evaluation.tasks import Context, Task, load_tasks
 from parablock_ray.lora_measures import lora_measures
 from parablock_ray.pricing import Pricing, VirtualBook, price
 from parablock_ray.runtime import RunSetup, Runtime, make_runtime
@@ -49,12 +49,13 @@ def run(config: Config) -> dict[str, Any]:
     """Run the experiment; return what `summary.json` says. Raises UserError or RunFailed."""
     out, console, made_with = Path(config.out), Console(), versions()
     refuse_used_folder(out)
-    data, population = prepare(config)
+    prepared = prepare(config)
+    data, population = prepared.data, prepared.population
     method = make_method(config.method, population)
     console.print(data.report.line(), highlight=False, soft_wrap=True)
     console.print(split_line(config.data.split.name, data.report.labels), highlight=False, soft_wrap=True)
-    console.print(padding_line(data, config), highlight=False, soft_wrap=True)
-    tasks = final_tasks(config, data)
+    console.print(padding_line(data, population, config), highlight=False, soft_wrap=True)
+    tasks = final_tasks(config, prepared.context)
     pricing, virtual = Pricing(config), config.network.mode == "virtual"
     book = VirtualBook(method.num_rounds, pricing) if virtual else RoundBook(method.num_rounds)
     runtime = make_runtime(RunSetup(config, population, data, make_engine))
@@ -96,11 +97,20 @@ def run(config: Config) -> dict[str, Any]:
         for evaluated in runtime.remaining_evaluations():
             tell_evaluation(evaluated, sinks)
         runtime.close()  # its processes give their memory back before another model is loaded
-        judge_run(tasks, out, config.seed, console, sinks)
+        judge_run(tasks, out, config, console, sinks)
         return summary
 
 
-def prepare(config: Config) -> tuple[FederatedData, Population]:
+@dataclass(frozen=True)
+class Prepared:
+    """What a run starts from."""
+
+    data: FederatedData
+    population: Population
+    context: Context  # in which its model is judged
+
+
+def prepare(config: Config) -> Prepared:
     """The clients' data and who they are. Raises UserError for what could not run."""
     shape, tokenizer = model_config(config.model.name), load_tokenizer(config.model.name)
     check_num_blocks(config.method.num_blocks, num_layers(shape))
@@ -110,17 +120,15 @@ def prepare(config: Config) -> tuple[FederatedData, Population]:
             _logger.warning(oddity)
     data = build_data(config.data, config.clients.num, config.seed, tokenizer, max_context(shape))
     per_round = config.clients.per_round or config.clients.num
-    return data, Population(data.clients.num_examples, per_round, config.seed, config.data.arrival)
+    population = Population(data.clients.num_examples, per_round, config.seed, config.data.arrival)
+    return Prepared(data, population, run_context(config, data, tokenizer, max_context(shape)))
 
 
-def final_tasks(config: Config, data: FederatedData) -> list[Task]:
+def final_tasks(config: Config, context: Context) -> list[Task]:
     """What the final model is judged on. Reads the tasks of `during` too: a mistake in a task's file shows now, not
     once an evaluator starts. Raises UserError."""
     final = config.evaluation.tasks
     during = config.evaluation.during if config.evaluation.every is not None else ()
-    if not final and not during:
-        return []
-    context = run_context(config, data, load_tokenizer(config.model.name))
     return [task for task in load_tasks(tuple(dict.fromkeys([*final, *during])), context) if task.name in final]
 
 
@@ -167,7 +175,7 @@ def summed(rows: Sequence[Mapping[str, Any]], bound_s: float, mode: str) -> dict
     }
 
 
-def judge_run(tasks: Sequence[Task], out: Path, seed: int, console: Console, sinks: Sequence[Sink]) -> None:
+def judge_run(tasks: Sequence[Task], out: Path, config: Config, console: Console, sinks: Sequence[Sink]) -> None:
     """The final model on these tasks: `evaluation.json`, the trackers, and what it said in `evaluation/`.
 
     The clock has stopped and the run is written down: whatever fails here, `parablock evaluate` can do again.
@@ -175,7 +183,7 @@ def judge_run(tasks: Sequence[Task], out: Path, seed: int, console: Console, sin
     if not tasks:
         return
     console.print(f"judging the model on {', '.join(task.name for task in tasks)}", highlight=False)
-    results = judge_folder(tasks, out / "model", seed)
+    results = judge_folder(tasks, out / "model", config)
     console.print(result_table(results))
     write_outputs(out / "evaluation", results)
     for sink in sinks:

@@ -86,8 +86,8 @@ class _Replay:
     def __init__(self, folder: Path, config: Config, method: FLoRIST) -> None:
         self._config, self._method = config, method
         self._uploads = list(read_uploads(folder, method.rounds))
-        data, self._population = prepare(config)
-        self._examples = data.eval
+        prepared = prepare(config)
+        self._examples, self._population = prepared.data.eval, prepared.population
         self._ranks = client_ranks(method.lora, config.clients.num, config.seed)
 
     def at(self, threshold: float) -> SweepPoint:

@@ -33,7 +33,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
 
 def loss_of(model: torch.nn.Module, run_folder: Path) -> float:
     config = load_config(run_folder / "config.yaml", [])
-    return held_out_loss(model, prepare(config)[0].eval, config.method.batch_size)
+    return held_out_loss(model, prepare(config).data.eval, config.method.batch_size)
 
 
 def test_the_exported_model_is_the_runs(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:

@@ -318,8 +318,8 @@ def replicas(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, torch.nn.Paramet
 @pytest.mark.parametrize("changes", [[], ["model.dtype=bfloat16"], ["method.weight_decay=0.1", "method.prox_mu=0.1"]])
 def test_measuring_a_step_changes_no_weight(changes: list[str], replicas: list[dict[str, torch.nn.Parameter]]) -> None:
     config = load_config(QUICKSTART, [*SHORT, "runtime=serial", *changes])
-    data, population = prepare(config)
-    runtime = SerialRuntime(RunSetup(config, population, data, make_engine))
+    prepared = prepare(config)
+    runtime = SerialRuntime(RunSetup(config, prepared.population, prepared.data, make_engine))
     runtime.start()
     [live] = replicas
     before = weights_sha256(live.items())

@@ -18,7 +18,7 @@ class Columns(Strict):
 
 @dataclass(frozen=True)
 class Preset:
-    """`subset`: what the hub calls a configuration. `licence`: as its page has it; read that page before you use it."""
+    """`subset`: what the hub calls a configuration. `licence`: where we know it; read its page before you use it."""
 
     hub_name: str
     subset: str | None
@@ -40,14 +40,14 @@ PRESETS: Mapping[str, Preset] = {
         subset=None,
         split="train",
         columns=Columns(instruction="instruction", output="output", task="source"),
-        licence="MIT; its sources have their own",
+        licence="see its card",
     ),
     "metamath_qa": Preset(
         hub_name="meta-math/MetaMathQA",
         subset=None,
         split="train",
         columns=Columns(instruction="query", output="response", task="type"),
-        licence="MIT",
+        licence="see its card",
     ),
     "gsm8k": Preset(
         hub_name="openai/gsm8k",

@@ -1,5 +1,6 @@
 """`parablock evaluate`: which model is meant, in what form it is asked, and the files that come out."""
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import ValidationError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -15,11 +15,13 @@ from parablock_ray.config import Config
 from parablock_ray.config.data import GENERATED, DataConfig
 from parablock_ray.config.evaluation import EvaluationConfig
 from parablock_ray.config.explain import explain
+from parablock_ray.config.schema import WorkersConfig
 from parablock_ray.errors import UserError
 from parablock_ray.evaluation.results import TaskResult, as_json
-from parablock_ray.evaluation.tasks import Context, Task, evaluate, load_tasks
+from parablock_ray.evaluation.tasks import Context, Task, evaluate, load_tasks, need_data
 from parablock_ray.tracking.compare import read_run
 from parablock_ray.training.data import FederatedData, build_data
+from parablock_ray.training.engine import device_of
 from parablock_ray.training.model import load_model, load_tokenizer, max_context, model_config
 
 
@@ -46,14 +48,16 @@ class Evaluation:
         }
 
 
-def run_context(config: Config, data: FederatedData, tokenizer: PreTrainedTokenizerBase) -> Context:
-    """A run's own terms: its template, its seed, its data."""
-    return Context(config.evaluation, tokenizer, config.data.template, config.seed, config.name, data)
+def run_context(
+    config: Config, data: FederatedData | None, tokenizer: PreTrainedTokenizerBase, max_context: int
+) -> Context:
+    """A run's own terms: its template, its seed, its data. `max_context`: of its model, in tokens."""
+    return Context(config.evaluation, tokenizer, max_context, config.data.template, config.seed, config.name, data)
 
 
-def judge_folder(tasks: Sequence[Task], folder: Path, seed: int) -> list[TaskResult]:
-    """The model of an HF folder on these tasks; on a GPU where there is one."""
-    model = _model(str(folder), seed)
+def judge_folder(tasks: Sequence[Task], folder: Path, config: Config) -> list[TaskResult]:
+    """The model of an HF folder on these tasks; on a GPU where there is one, unless the run's workers have none."""
+    model = _model(str(folder), config.seed, config.workers)
     return [evaluate(model, task) for task in tasks]
 
 
@@ -88,9 +92,9 @@ def write_outputs(folder: Path, results: Sequence[TaskResult]) -> None:
     """A .jsonl file for each task, named after it: what the model read and said, a line an example."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for result in results:
+        for result, name in zip(results, _file_names([result.task for result in results]), strict=True):
             rows = (json.dumps(row, ensure_ascii=False) + "\n" for row in result.outputs)
-            (folder / _file_name(result.task)).write_text("".join(rows), encoding="utf-8")
+            (folder / name).write_text("".join(rows), encoding="utf-8")
     except OSError as error:
         raise UserError(f"--outputs: cannot write to {folder}: {error.strerror}") from None
 
@@ -105,15 +109,26 @@ def _of_run(folder: Path, chosen: Mapping[str, Any], template: str | None) -> Ev
     source = str(folder / "model")
     if not Path(source).is_dir():
         raise UserError(f"{folder}: the run's model is gone (no folder model/); run it again")
-    tokenizer, shape = load_tokenizer(source), model_config(source)
-    data = build_data(config.data, config.clients.num, config.seed, tokenizer, max_context(shape))
-    return _opened(source, replace(run_context(config, data, tokenizer), settings=settings))
+    tokenizer, longest = load_tokenizer(source), max_context(model_config(source))
+    data = None
+    if need_data(settings.tasks):  # its source may be gone, or take long to read
+        data = build_data(config.data, config.clients.num, config.seed, tokenizer, longest)
+    return _opened(source, replace(run_context(config, data, tokenizer, longest), settings=settings), config.workers)
 
 
 def _of_model(source: str, model_id: str, chosen: Mapping[str, Any], template: str | None) -> Evaluation:
     seed: int = Config.model_fields["seed"].default
     settings = _settings(EvaluationConfig(), chosen)
-    return _opened(source, Context(settings, load_tokenizer(source), _form(template), seed, model_id, data=None))
+    context = Context(
+        settings,
+        load_tokenizer(source),
+        max_context(model_config(source)),
+        _form(template),
+        seed,
+        model_id,
+        data=None,
+    )
+    return _opened(source, context, WorkersConfig())
 
 
 def _form(template: str | None) -> str:
@@ -126,14 +141,14 @@ def _form(template: str | None) -> str:
         raise UserError(f"--{explain(error, DataConfig)}") from None
 
 
-def _opened(source: str, context: Context) -> Evaluation:
+def _opened(source: str, context: Context, workers: WorkersConfig) -> Evaluation:
     tasks = load_tasks(context.settings.tasks, context)
-    return Evaluation(_model(source, context.seed), context, tasks)
+    return Evaluation(_model(source, context.seed, workers), context, tasks)
 
 
-def _model(source: str, seed: int) -> PreTrainedModel:
+def _model(source: str, seed: int, workers: WorkersConfig) -> PreTrainedModel:
     model = load_model(source, "float32", seed)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device_of(workers))
     return model
 
 
@@ -149,6 +164,11 @@ def _settings(configured: EvaluationConfig, chosen: Mapping[str, Any]) -> Evalua
     return settings
 
 
-def _file_name(task: str) -> str:
-    """`gsm8k=data/test.jsonl` → `gsm8k_data_test.jsonl`; `reasoning_gym:gcd` → `reasoning_gym_gcd.jsonl`."""
-    return re.sub(r"[^\w.-]+", "_", task.removesuffix(".jsonl")) + ".jsonl"
+def _file_names(tasks: Sequence[str]) -> list[str]:
+    """`gsm8k=data/test.jsonl` → `gsm8k_data_test.jsonl`; `reasoning_gym:gcd` → `reasoning_gym_gcd.jsonl`. Tasks that
+    would share a name have a digest of their own behind it."""
+    stems = [re.sub(r"[^\w.-]+", "_", task.removesuffix(".jsonl")) for task in tasks]
+    digests = [f"-{hashlib.sha256(task.encode()).hexdigest()[:8]}" for task in tasks]
+    return [
+        f"{stem}{digest if stems.count(stem) > 1 else ''}.jsonl" for stem, digest in zip(stems, digests, strict=True)
+    ]

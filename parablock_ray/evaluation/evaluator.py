@@ -12,7 +12,7 @@ from parablock_ray.evaluation.results import as_json
 from parablock_ray.evaluation.tasks import evaluate, load_tasks
 from parablock_ray.tracking.evaluations import Results
 from parablock_ray.training.data import FederatedData
-from parablock_ray.training.model import load_model, load_tokenizer
+from parablock_ray.training.model import load_model, load_tokenizer, max_context
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class Evaluator:
     def __init__(self, config: Config, data: FederatedData) -> None:
         self._model = load_model(config.model.name, "float32", config.seed)
         tokenizer = load_tokenizer(config.model.name)
-        self._tasks = load_tasks(config.evaluation.during, run_context(config, data, tokenizer))
+        context = run_context(config, data, tokenizer, max_context(self._model.config))
+        self._tasks = load_tasks(config.evaluation.during, context)
 
     def evaluate(self, round: int, weights: Mapping[str, Tensor]) -> Evaluated:
         """Judge `weights`: every parameter by name, fp32, tied ones once. They are copied, never written to."""

@@ -31,13 +31,7 @@ def generate(
     A prompt's answer does not depend on what it shares a batch with, but for the rounding of a tie. Prompts that leave
     no room in the model's context lose their beginning. Raises UserError where no prompt has room.
     """
-    room = max_context(model.config) - max_new_tokens
-    if room < 1:
-        raise UserError(
-            f"evaluation.max_new_tokens: must be less than the model's context of {max_context(model.config)} tokens "
-            f"(got {max_new_tokens})"
-        )
-    ids = with_room(prompt_ids(prompts, tokenizer), room)
+    ids = with_room(prompt_ids(prompts, tokenizer), room_for_prompts(max_new_tokens, max_context(model.config)))
     ends = _end_marks(model, tokenizer)
     settings = _greedy(max_new_tokens, sorted(ends), tokenizer.pad_token_id)
     answers: dict[int, Generated] = {}
@@ -47,6 +41,16 @@ def generate(
         for i, tokens in zip(chosen, _continue(model, [ids[i] for i in chosen], settings), strict=True):
             answers[i] = _answer(tokens, ends, tokenizer)
     return [answers[i] for i in range(len(ids))]
+
+
+def room_for_prompts(max_new_tokens: int, context: int) -> int:
+    """Tokens of a prompt that leave room for the answer in the model's context. Raises UserError where none do."""
+    if max_new_tokens >= context:
+        raise UserError(
+            f"evaluation.max_new_tokens: must be less than the model's context of {context} tokens "
+            f"(got {max_new_tokens})"
+        )
+    return context - max_new_tokens
 
 
 def _continue(model: PreTrainedModel, prompts: Sequence[np.ndarray], settings: GenerationConfig) -> list[list[int]]:

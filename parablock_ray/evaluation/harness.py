@@ -11,6 +11,7 @@ The harness makes prompts, few-shot examples and scores itself, so that its figu
 
 import logging
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -39,12 +40,12 @@ def harness_judge(
             f"{name.text} needs the package lm-eval: `pip install 'parablock-ray[lm-eval]'`, or leave the task out"
         ) from None
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of every default that a task leaves to it
-    tasks, manager = _load(name)
+    loaded, manager = _load(name)
 
     def judge(model: PreTrainedModel) -> TaskResult:
         found = simple_evaluate(
             HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
-            tasks=tasks,
+            tasks=loaded,
             task_manager=manager,  # else it reads its index of 14,000 tasks
             limit=num_examples,
             apply_chat_template=chat,
@@ -53,10 +54,9 @@ def harness_judge(
             torch_random_seed=None,
             fewshot_random_seed=FEWSHOT_SEED,
         )
-        several = len(found["results"]) > 1
         return TaskResult(
             task=name.text,
-            metrics=tuple(_metrics(found["results"], found["n-samples"], several)),
+            metrics=tuple(_metrics(found["results"])),
             outputs=tuple(_rows(found["samples"])),
         )
 
@@ -64,7 +64,7 @@ def harness_judge(
 
 
 def _load(name: TaskName) -> tuple[list[Any], Any]:
-    """The harness's tasks, with their data, and the manager that knows them."""
+    """The harness's group, or its tasks where there is none, with their data, and the manager that knows them."""
     from lm_eval.tasks import TaskManager
 
     if name.mark == "=":
@@ -77,12 +77,27 @@ def _load(name: TaskName) -> tuple[list[Any], Any]:
     try:
         loaded = manager.load([wanted])
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, DatasetsError) as error:
+        if isinstance(error, TypeError) and _is_group_file(name):
+            raise UserError(
+                f"{name.text}: the lm-evaluation-harness reads groups by name only (lm_eval:GROUP), not from a file; "
+                "name a file for each of its tasks"
+            ) from error
         raise UserError(f"{name.text}: the lm-evaluation-harness cannot load this task or its data: {error}") from error
-    return list(loaded["tasks"].values()), manager
+    outermost = list(loaded["groups"].values())[:1]  # which holds the others and all tasks, and gives their aggregate
+    return outermost or list(loaded["tasks"].values()), manager
 
 
-def _metrics(results: Mapping[str, Any], samples: Mapping[str, Any], several: bool) -> Iterator[Metric]:
-    """The harness writes `acc,none` and `acc_stderr,none`, where `none` is the filter's name."""
+def _is_group_file(name: TaskName) -> bool:
+    """Whether it is a file with a `group:`, whose list of tasks the harness takes for its name and fails."""
+    return name.mark == "=" and re.search(r"^group:", Path(name.of).read_text("utf-8"), re.MULTILINE) is not None
+
+
+def _metrics(results: Mapping[str, Any]) -> Iterator[Metric]:
+    """Of each task, and of each group that has an aggregate.
+
+    The harness writes `acc,none` and `acc_stderr,none`, where `none` is the filter's name.
+    """
+    several = len(results) > 1
     for task, figures in results.items():
         for key, value in figures.items():
             metric, comma, filter_name = key.partition(",")
@@ -92,7 +107,7 @@ def _metrics(results: Mapping[str, Any], samples: Mapping[str, Any], several: bo
                 yield Metric(
                     name=" ".join(part for part in parts if part),
                     value=float(value),
-                    num_examples=samples[task]["effective"],
+                    num_examples=figures["sample_len"],
                     standard_error=error if isinstance(error, float) and math.isfinite(error) else None,
                 )
 

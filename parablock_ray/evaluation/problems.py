@@ -1,6 +1,5 @@
 """Problems of reasoning_gym that a model was not trained on, each with its own verifier."""
 
-import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -9,10 +8,9 @@ import torch
 
 from parablock_ray.algorithms.rng import generator
 from parablock_ray.config.data import GENERATED
-from parablock_ray.errors import UserError
 from parablock_ray.evaluation.scorers import final_answer
 from parablock_ray.training.rows import Example, Message
-from parablock_ray.training.sources import NOT_A_TASK, NOT_REPRODUCIBLE
+from parablock_ray.training.sources import check_tasks
 
 _MOST_REPEATS = 20  # problems that are drawn for each one wanted; some tasks have few that differ
 
@@ -32,20 +30,12 @@ class Problem:
 def problems(task: str, seed: int, num: int) -> Iterator[Problem]:
     """Different problems, more than `num` of them, as the caller may have to leave some out.
 
-    Their seed is derived for another purpose than that of training data (training/sources.py). Raises UserError for a
-    task that is unknown or makes other problems in every process.
+    Their seed is derived for another purpose than that of training data (training/sources.py). Raises UserError as
+    `check_tasks` does.
     """
-    try:
-        import reasoning_gym
-        from reasoning_gym.factory import DATASETS
-    except ImportError:
-        raise UserError(
-            f"{GENERATED}:{task} needs the package reasoning-gym: `pip install 'parablock-ray[demo]'`"
-        ) from None
-    known = sorted(set(DATASETS).difference(NOT_REPRODUCIBLE, [NOT_A_TASK]))
-    if task not in known:
-        nearest = ", ".join(difflib.get_close_matches(task, known, n=3) or known)
-        raise UserError(f"{GENERATED}:{task}: there is no task {task!r} that repeats by seed; nearest: {nearest}")
+    check_tasks([task], f"{GENERATED}:{task}")
+    import reasoning_gym
+
     task_seed = torch.randint(2**31, (), generator=generator(seed, f"reasoning_gym {task}, evaluation")).item()
     return _different(reasoning_gym.create_dataset(task, seed=task_seed, size=num * _MOST_REPEATS), task)
 

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from parablock_ray.config.data import DataConfig
 from parablock_ray.config.evaluation import EvaluationConfig, TaskName, parse_task
 from parablock_ray.errors import UserError
-from parablock_ray.evaluation.choices import Choices, choice_log_likelihoods, choice_scores
+from parablock_ray.evaluation.choices import Choices, check_choices, choice_log_likelihoods, choice_scores
 from parablock_ray.evaluation.files import (
     ChoiceRow,
     ConversationRow,
@@ -34,7 +34,7 @@ from parablock_ray.evaluation.files import (
     existing,
     read_rows,
 )
-from parablock_ray.evaluation.generate import Generated, generate
+from parablock_ray.evaluation.generate import Generated, generate, room_for_prompts
 from parablock_ray.evaluation.harness import harness_judge
 from parablock_ray.evaluation.instructions import Instruction, instruction_tallies
 from parablock_ray.evaluation.likelihood import answer_nlls
@@ -56,16 +56,22 @@ class Context:
 
     settings: EvaluationConfig
     tokenizer: PreTrainedTokenizerBase
+    max_context: int  # of the model, in tokens
     template: str  # prompts are written as for training
     seed: int  # of generated problems
     model_id: str  # in exported answers
-    data: FederatedData | None  # of the run that made the model; None: no run did
+    data: FederatedData | None  # of the run that made the model; None: no run did, or no task needs it
 
 
 @dataclass(frozen=True)
 class Task:
     name: str  # as the user wrote it
     judge: Judge
+
+
+def need_data(texts: Sequence[str]) -> bool:
+    """Whether any of these tasks needs the data of the run that made the model (`Context.data`)."""
+    return any(parse_task(text).kind in NEED_DATA for text in texts)
 
 
 def load_tasks(texts: Sequence[str], context: Context) -> list[Task]:
@@ -93,6 +99,7 @@ class _Question:
 
 def _asked(name: TaskName, questions: Sequence[_Question], context: Context) -> Judge:
     """One answer to each question, each scored by itself."""
+    _check_room(context)
     prompts = [_prompt(question.example, context) for question in questions]
 
     def judge(model: PreTrainedModel) -> TaskResult:
@@ -163,6 +170,7 @@ def _multiple_choice(name: TaskName, context: Context) -> Judge:
     def checked(row: ChoiceRow) -> ChoiceRow:
         if row.answer >= len(row.choices):
             raise ValueError(f"`answer` must be 0 to {len(row.choices) - 1}, the place of a choice (got {row.answer})")
+        check_choices(row.choices, context.tokenizer, context.max_context)
         return row
 
     rows = read_rows(Path(name.of), ChoiceRow, context.settings.num_examples, checked)
@@ -188,6 +196,7 @@ def _multiple_choice(name: TaskName, context: Context) -> Judge:
 def _mt_bench(name: TaskName, context: Context) -> Judge:
     """No score: answers for a judge elsewhere, in the form of FastChat's model_answer files
     (https://github.com/lm-sys/FastChat, fastchat/llm_judge)."""
+    _check_room(context)
     rows = read_rows(Path(name.of), ConversationRow, context.settings.num_examples, lambda row: row)
 
     def judge(model: PreTrainedModel) -> TaskResult:
@@ -266,6 +275,8 @@ TASKS: Mapping[str, Callable[[TaskName, Context], Judge]] = {
     "lm_eval": _lm_eval,  # whatever the lm-evaluation-harness has
 }
 
+NEED_DATA = frozenset({"held_out", "per_client", "reasoning_gym"})  # the last, to leave out what was trained on
+
 
 def _data(name: TaskName, context: Context) -> FederatedData:
     if context.data is None:
@@ -275,6 +286,11 @@ def _data(name: TaskName, context: Context) -> FederatedData:
 
 def _prompt(example: Example, context: Context) -> str:
     return prompt_text(example, context.template, context.tokenizer)
+
+
+def _check_room(context: Context) -> None:
+    """`generate` would say so too, but only once the model has been trained or loaded."""
+    room_for_prompts(context.settings.max_new_tokens, context.max_context)
 
 
 def _generate(model: PreTrainedModel, prompts: Sequence[str], context: Context) -> list[Generated]:

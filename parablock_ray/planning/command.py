@@ -43,9 +43,9 @@ def make_plan(config: Config, compute_s: str | None) -> Plan:
     """
     given = None if compute_s is None else step_figures(compute_s, config.method.num_blocks)
     client_links(config.network, config.clients.num, config.seed)  # a bad trace is refused before anything is loaded
-    data, population = prepare(config)
-    steps = _fixed(config, given) or _measured(config, data, population)
-    scenario = Scenario(config, population, model_shapes(config.model.name), steps.num_workers, steps.step_s)
+    prepared = prepare(config)
+    steps = _fixed(config, given) or _measured(config, prepared.data, prepared.population)
+    scenario = Scenario(config, prepared.population, model_shapes(config.model.name), steps.num_workers, steps.step_s)
     return plan(scenario, steps.origin, steps.peak_rss_bytes)
 
 

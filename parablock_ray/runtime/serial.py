@@ -13,6 +13,7 @@ from parablock_ray.evaluation.evaluator import Evaluated, Evaluator
 from parablock_ray.runtime.base import FinalState, RunSetup, RuntimeInfo, committed_event
 from parablock_ray.runtime.memory import peak_rss_bytes
 from parablock_ray.tracking.events import Event, Phase, Span
+from parablock_ray.training.engine import device_of
 from parablock_ray.training.master import Master
 from parablock_ray.training.uploads import write_uploads
 from parablock_ray.training.worker import Worker
@@ -31,10 +32,8 @@ class SerialRuntime:
     def start(self) -> RuntimeInfo:
         config, population, data = self._setup.config, self._setup.population, self._setup.data
         torch.set_num_threads(config.workers.threads)
-        on_gpu = torch.cuda.is_available() and config.workers.gpus_per_worker != 0
-        device = torch.device("cuda" if on_gpu else "cpu")
         self._master = Master(config, population, data)
-        self._worker = Worker(config, population, data, device, self._setup.make_engine)
+        self._worker = Worker(config, population, data, device_of(config.workers), self._setup.make_engine)
         self._worker.warm_up()
         if config.evaluation.every is not None:
             self._evaluator = Evaluator(config, data)

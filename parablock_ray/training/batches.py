@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import torch
 
+from parablock_ray.algorithms.population import Population
 from parablock_ray.algorithms.rng import generator
 from parablock_ray.config import Config
 from parablock_ray.training.data import FederatedData
@@ -74,19 +75,19 @@ def first_fit(
     return rows
 
 
-def padding_line(data: FederatedData, config: Config) -> str:
+def padding_line(data: FederatedData, population: Population, config: Config) -> str:
     """One line for people: how much of the batches is padding, now and with the other `data.packing`."""
-    alone, packed = (_padding_share(data, config, length) for length in (None, data.max_length))
+    alone, packed = (_padding_share(data, population, config, length) for length in (None, data.max_length))
     now, other, how = (packed, alone, "without") if config.data.packing else (alone, packed, "with")
     return f"padding: {now:.0%} of the tokens of a batch; it would be {other:.0%} {how} data.packing"
 
 
-def _padding_share(data: FederatedData, config: Config, packed_length: int | None) -> float:
-    """Over the first visits of the first clients."""
+def _padding_share(data: FederatedData, population: Population, config: Config, packed_length: int | None) -> float:
+    """Over the first clients' visits in round 0, if all of them take part: with what has arrived by then."""
     num_tokens, num_places = 0, 0
     for client in range(min(len(data.clients.num_examples), _SHOWN_CLIENTS)):
         store, examples = data.clients.held_by(client)
-        order = visit_order(examples, len(examples), config.seed, 0, client)
+        order = visit_order(examples, population.num_examples_at(0, client), config.seed, 0, client)
         lengths = store.lengths
         for rows in batch_rows(store, order, config.method.local_steps, config.method.batch_size, packed_length):
             filled = [sum(lengths[example] for example in row) for row in rows]

@@ -153,7 +153,7 @@ def _stored_data(
 def _generated_data(source: ProblemSource, num_clients: int) -> FederatedData:
     """Makes the held-out set, and the first clients' examples to see that the tasks can give them."""
     data, tasks = source.data, source.data.tasks
-    check_tasks(tasks)
+    check_tasks(tasks, "data.tasks")
     if isinstance(data.split, NaturalSplit) and len(tasks) > num_clients:
         raise UserError(
             f"data.split: natural gives every client one task, but there are {len(tasks)} for clients.num = "

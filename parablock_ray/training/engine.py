@@ -13,10 +13,16 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from parablock_ray.config import Config
+from parablock_ray.config.schema import WorkersConfig
 from parablock_ray.training.loss import answer_loss
 from parablock_ray.training.optimizer import BlockOptimizer, LocalSettings
 
 Batch = Mapping[str, Tensor]
+
+
+def device_of(workers: WorkersConfig) -> torch.device:
+    """Where a process that is no Ray actor computes: on a GPU where there is one, unless workers are to have none."""
+    return torch.device("cuda" if torch.cuda.is_available() and workers.gpus_per_worker != 0 else "cpu")
 
 
 class Engine(Protocol):

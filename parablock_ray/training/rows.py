@@ -42,27 +42,39 @@ class EmptyAnswer(UserError):
     """A row without anything to learn. In a file its owner can mend it; of a hub dataset it can only be left out."""
 
 
-def examples_of(row: Any, columns: Columns | None, where: str, task: str) -> Iterator[Example]:
-    """The examples of one row: one, but for Self-Instruct's. `where` names the row, `task` is that of rows without one.
+def parts_of(row: Any, columns: Columns | None, where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The rows of one example each that a row stands for, with what names them: itself, or Self-Instruct's instances,
+    each as a row of Alpaca's form. `where` names the row. Raises UserError for what is no object or no instance."""
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: expected a JSON object with {FORMS}, found {_kind(row)}")
+    if columns is not None or not _has_instances(row):
+        yield where, row
+        return
+    for number, instance in enumerate(row["instances"], start=1):
+        if not isinstance(instance, dict) or "output" not in instance:
+            raise UserError(f"{where}: instance {number} of `instances` must have `output` and may have `input`")
+        yield f"{where}, instance {number}", {**row, **instance}
+
+
+def example_of(row: Mapping[str, Any], columns: Columns | None, where: str, task: str) -> Example:
+    """The example of a row from `parts_of`. `where` names the row, `task` is that of rows without one.
 
     Raises UserError for a row in no known form or without a column that is named, EmptyAnswer for an empty answer.
     """
-    if not isinstance(row, dict):
-        raise UserError(f"{where}: expected a JSON object with {FORMS}, found {_kind(row)}")
     if columns is not None:
-        yield _instructed(row, _named(row, columns, where), where, task)
-    elif row.get("messages") is not None:
-        yield _conversation(row, where, task)
-    elif "instruction" in row and "output" in row:
-        yield _instructed(row, STANDARD, where, task)
-    elif "instruction" in row and isinstance(row.get("instances"), list):
-        for number, instance in enumerate(row["instances"], start=1):
-            if not isinstance(instance, dict) or "output" not in instance:
-                raise UserError(f"{where}: instance {number} of `instances` must have `output` and may have `input`")
-            yield _instructed({**row, **instance}, STANDARD, f"{where}, instance {number}", task)
-    else:
-        found = ", ".join(sorted(row)) or "no fields"
-        raise UserError(f"{where}: needs {FORMS}, or data.columns to say what its columns hold; found {found}")
+        return _instructed(row, _named(row, columns, where), where, task)
+    if row.get("messages") is not None:
+        return _conversation(row, where, task)
+    if "instruction" in row and "output" in row:
+        return _instructed(row, STANDARD, where, task)
+    found = ", ".join(sorted(row)) or "no fields"
+    raise UserError(f"{where}: needs {FORMS}, or data.columns to say what its columns hold; found {found}")
+
+
+def _has_instances(row: Mapping[str, Any]) -> bool:
+    """Whether it is in Self-Instruct's form and in no other."""
+    is_other = row.get("messages") is not None or "output" in row
+    return "instruction" in row and isinstance(row.get("instances"), list) and not is_other
 
 
 def _named(row: Mapping[str, Any], columns: Columns, where: str) -> dict[str, str]:
@@ -79,7 +91,7 @@ def _instructed(row: Mapping[str, Any], names: Mapping[str, str], where: str, ta
     return Example(
         messages=(Message("user", _text(row, names["instruction"], where)),),
         input=_optional_text(row, names.get("input"), where) or "",
-        answer=_answer(_text(row, names["output"], where), where),
+        answer=_answer("" if row[names["output"]] is None else _text(row, names["output"], where), where),
         task=_optional_text(row, names.get("task"), where) or task,
         client=_client(row, names.get("client"), where),
     )

@@ -6,7 +6,7 @@ Whatever the source, what comes out is `Example`s; rows.py says which forms the 
 import difflib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from parablock_ray.algorithms.rng import generator
 from parablock_ray.config.data import GENERATED, DataConfig, check_source
 from parablock_ray.config.presets import PRESETS, Columns
 from parablock_ray.errors import UserError
-from parablock_ray.training.rows import FORMS, EmptyAnswer, Example, Message, examples_of
+from parablock_ray.training.rows import FORMS, EmptyAnswer, Example, Message, example_of, parts_of
 
 _logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ def _generated(data: DataConfig, seed: int) -> Iterator[Example]:
     """
     assert data.num_train is not None  # check_source
     num_examples = data.num_train + data.num_eval
-    check_tasks(data.tasks)
+    check_tasks(data.tasks, "data.tasks")
     for position, task in enumerate(data.tasks):
         size = len(range(position, num_examples, len(data.tasks)))
         yield from problems(task, size, generator(seed, f"reasoning_gym {task}"))
@@ -83,21 +83,22 @@ def problems(task: str, size: int, random: torch.Generator) -> Iterator[Example]
         yield Example((Message("user", problem["question"]),), input="", answer=answer, task=task, client=None)
 
 
-def check_tasks(tasks: tuple[str, ...]) -> None:
-    """Raises UserError where reasoning_gym is missing, or a task of it is unknown or makes other problems each time."""
+def check_tasks(tasks: Sequence[str], where: str) -> None:
+    """Raises UserError where reasoning_gym is missing, or a task of it is unknown or makes other problems each time.
+    `where` names what the tasks are from, such as "data.tasks"."""
     try:
         import reasoning_gym.factory
     except ImportError as error:
         raise UserError(
-            f"data.source {GENERATED!r} needs the package reasoning-gym: `pip install 'parablock-ray[demo]'`"
+            f"{where}: {GENERATED!r} needs the package reasoning-gym: `pip install 'parablock-ray[demo]'`"
         ) from error
     known = sorted(set(reasoning_gym.factory.DATASETS).difference(NOT_REPRODUCIBLE, [NOT_A_TASK]))
     for task in tasks:
         if task in NOT_REPRODUCIBLE:
-            raise UserError(f"data.tasks: {task!r} makes other problems in every process; choose another task")
+            raise UserError(f"{where}: {task!r} makes other problems in every process; choose another task")
         if task not in known:
             nearest = difflib.get_close_matches(task, known, n=3) or known
-            raise UserError(f"data.tasks: {GENERATED!r} has no task {task!r}; nearest: {', '.join(nearest)}")
+            raise UserError(f"{where}: {GENERATED!r} has no task {task!r}; nearest: {', '.join(nearest)}")
 
 
 def _file(path: Path, columns: Columns | None) -> Iterator[Example]:
@@ -110,8 +111,9 @@ def _file(path: Path, columns: Columns | None) -> Iterator[Example]:
             raise UserError(
                 f"data.source: {path} must be a .jsonl file (one JSON object a line) or a .parquet file, with {FORMS}"
             )
-    for where, row in rows:
-        yield from examples_of(row, columns, where, task=path.stem)
+    for row_name, row in rows:
+        for where, part in parts_of(row, columns, row_name):
+            yield example_of(part, columns, where, task=path.stem)
 
 
 def _jsonl(path: Path) -> Iterator[tuple[str, Any]]:
@@ -149,7 +151,7 @@ def _content(path: Path) -> bytes:
 
 
 def _hub(name: str, subset: str | None, split: str, columns: Columns | None) -> Iterator[Example]:
-    """The rows of a hub dataset but for those without an answer, which are counted in a warning."""
+    """The examples of a hub dataset but for those without an answer, which are counted in a warning."""
     import datasets
 
     try:
@@ -161,9 +163,10 @@ def _hub(name: str, subset: str | None, split: str, columns: Columns | None) -> 
         ) from error
     num_empty = 0
     for number, row in enumerate(rows):
-        try:
-            yield from examples_of(row, columns, f"{name} row {number}", task=name)
-        except EmptyAnswer:
-            num_empty += 1
+        for where, part in parts_of(row, columns, f"{name} row {number}"):
+            try:
+                yield example_of(part, columns, where, task=name)
+            except EmptyAnswer:
+                num_empty += 1
     if num_empty:
-        _logger.warning("%s: %d rows have no answer and are left out", name, num_empty)
+        _logger.warning("%s: %d examples have no answer and are left out", name, num_empty)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from parablock_ray.config.evaluation import EvaluationConfig
@@ -34,6 +35,10 @@ def model() -> PreTrainedModel:
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerBase:
     return load_tokenizer("tiny")
+
+
+def context_of(tokenizer: PreTrainedTokenizerBase, settings: EvaluationConfig, template: str = "plain") -> Context:
+    return Context(settings, tokenizer, 512, template, seed=0, model_id="tiny", data=None)
 
 
 def log_likelihood(model: PreTrainedModel, prompt: bytes, choice: bytes, tokenizer: PreTrainedTokenizerBase) -> float:
@@ -63,9 +68,17 @@ def test_acc_and_acc_norm():
     assert choice_scores([-1.0, -1.0], ["a", "b"], 0) == {"acc": 1, "acc_norm": 1}  # a tie goes to the first
 
 
-def test_a_choice_longer_than_the_context(model, tokenizer):
-    with pytest.raises(UserError, match="a choice is longer than the model's context of 512 tokens"):
-        choice_log_likelihoods(model, tokenizer, [Choices("x\n", ("y" * 512, "n"))], 1)
+def test_a_choice_as_long_as_the_context_is_refused_before_there_is_a_model(tokenizer, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    rows = [{"question": "x", "choices": ["n", "y" * num_tokens], "answer": 0} for num_tokens in (511, 512)]
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    with pytest.raises(UserError, match=r"rows.jsonl:2: `choices`: one has 512 tokens, .* less than .* context of 512"):
+        load_tasks([f"multiple_choice={path}"], context_of(tokenizer, EvaluationConfig()))
+
+
+def test_the_longest_choice_there_can_be(model, tokenizer):
+    [[likelihood, _]] = choice_log_likelihoods(model, tokenizer, [Choices("x\n", ("y" * 511, "n"))], 1)
+    assert math.isfinite(likelihood)
 
 
 def test_a_long_question_loses_its_beginning(model, tokenizer, caplog):
@@ -108,7 +121,7 @@ def task_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
 
 def results(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *tasks: str) -> list[TaskResult]:
     settings = EvaluationConfig(tasks=tasks, batch_size=2)
-    context = Context(settings, tokenizer, template="plain", seed=0, model_id="tiny", data=None)
+    context = context_of(tokenizer, settings)
     return [evaluate(model, task) for task in load_tasks(tasks, context)]
 
 
@@ -148,7 +161,7 @@ def test_after_white_space_the_harness_counts_it_to_every_choice(model, tokenize
 
 def test_a_task_of_the_harness_is_judged_as_often_as_wanted(model, tokenizer, task_file):
     settings = EvaluationConfig(tasks=(f"lm_eval={task_file()}",), num_examples=3)
-    context = Context(settings, tokenizer, template="chat", seed=0, model_id="tiny", data=None)
+    context = context_of(tokenizer, settings, template="chat")
     [task] = load_tasks(settings.tasks, context)
     first, second = evaluate(model, task), evaluate(model, task)
     assert first == second
@@ -157,14 +170,46 @@ def test_a_task_of_the_harness_is_judged_as_often_as_wanted(model, tokenizer, ta
     assert all(math.isfinite(metric.value) for metric in first.metrics)
 
 
+@pytest.mark.parametrize("has_aggregate", [True, False])
+def test_a_group_of_the_harness_comes_with_its_aggregate(
+    model, tokenizer, task_file, tmp_path, has_aggregate, monkeypatch
+):
+    """Two and three questions, the latter in a group within the group: weighted by size, all five once more."""
+    [whole] = results(model, tokenizer, f"lm_eval={task_file()}")
+    common = yaml.safe_load(task_file().read_text())
+    members = []
+    for name, rows in (("two", ROWS[:2]), ("three", ROWS[2:])):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        files = {"data_files": {"test": str(tmp_path / f"{name}.jsonl")}}
+        members.append(common | {"task": name, "dataset_kwargs": files})
+    group = {"group": "five", "task": [members[0], {"group": "inner", "task": [members[1]]}]}
+    if has_aggregate:
+        group["aggregate_metric_list"] = [{"metric": "acc", "weight_by_size": True}]
+    known = tmp_path / "known"
+    known.mkdir()
+    (known / "group.yaml").write_text(yaml.safe_dump(group))
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=known, include_defaults=False)
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", lambda: manager)  # of these tasks, not of its own 14,000
+    [found] = results(model, tokenizer, "lm_eval:five")
+    of_tasks = {name for name in (metric.name for metric in found.metrics) if name != "five acc"}
+    assert of_tasks == {f"five::{name} {metric}" for name in ("two", "inner::three") for metric in ("acc", "acc_norm")}
+    aggregates = [(metric.value, metric.num_examples) for metric in found.metrics if metric.name == "five acc"]
+    assert aggregates == ([(pytest.approx(whole.metrics[0].value), 5)] if has_aggregate else [])
+
+
 def test_tasks_that_the_harness_cannot_load(model, tokenizer, task_file, tmp_path):
     broken = tmp_path / "broken.yaml"
     broken.write_text(task_file().read_text().replace("five.jsonl", "six.jsonl"))
     no_task = tmp_path / "no_task.yaml"
     no_task.write_text("just: text\n")
+    group = tmp_path / "group.yaml"
+    group.write_text("group: both\ntask: [one, other]\n")
     for task, message in (
         (f"lm_eval={tmp_path / 'none.yaml'}", "none.yaml: there is no such file"),
         (f"lm_eval={broken}", "broken.yaml: the lm-evaluation-harness cannot load this task or its data: "),
+        (f"lm_eval={group}", r"group.yaml: the lm-evaluation-harness reads groups by name only .lm_eval:GROUP., not"),
         (f"lm_eval={no_task}", "no_task.yaml: the lm-evaluation-harness cannot load this task"),
     ):
         with pytest.raises(UserError, match=message):

@@ -8,7 +8,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from parablock_ray import cli
+from parablock_ray.config.schema import WorkersConfig
 from parablock_ray.errors import UserError
+from parablock_ray.evaluation.command import judge_folder
+from parablock_ray.tracking.compare import read_run
 from parablock_ray.training.model import load_model, load_tokenizer, save_model
 from tests.runtime.federation import rows, run_tiny
 
@@ -70,6 +73,33 @@ def test_a_task_that_cannot_be_read_ends_a_run_before_it_trains(tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_run_whose_data_is_gone_is_judged_on_what_does_not_need_it(tmp_path: Path) -> None:
+    data, test, folder = tmp_path / "train.jsonl", tmp_path / "test.jsonl", tmp_path / "run"
+    data.write_text("".join(json.dumps({"instruction": f"Say {i}.", "output": f"{i}"}) + "\n" for i in range(80)))
+    test.write_text(json.dumps({"question": "2 + 2?", "answer": "#### 4"}))
+    source = [f"data.source={data}", "data.tasks=[]", "data.split=iid"]
+    run_tiny(folder, ["runtime=serial", "method.rounds=1", *source])
+    data.unlink()
+    result = evaluate(folder, *FAST, "--tasks", f"gsm8k={test}")
+    assert result.exit_code == 0, result.output
+    for task in ("held_out", "per_client", "reasoning_gym:gcd"):
+        assert "data.source: cannot read" in refused(folder, *FAST, "--tasks", f"gsm8k={test},{task}")
+
+
+@pytest.mark.parametrize(("gpus_per_worker", "device"), [("auto", "cuda"), (0.5, "cuda"), (0, "cpu")])
+def test_a_run_without_gpus_is_judged_without(
+    gpus_per_worker: float | str, device: str, finished: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("transformers.PreTrainedModel.to", lambda model, where: moved.append(str(where)))
+    folder, _ = finished
+    config = read_run(folder).config
+    config = config.model_copy(update={"workers": WorkersConfig(gpus_per_worker=gpus_per_worker)})
+    assert judge_folder([], folder / "model", config) == []
+    assert moved == [device]
+
+
 def test_options_come_before_the_runs_own_keys(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     folder, _ = finished
     out, outputs = tmp_path / "found.json", tmp_path / "said"
@@ -107,9 +137,12 @@ def test_task_files_with_the_same_name_do_not_share_a_file_of_outputs(model_fold
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "test.jsonl").write_text(json.dumps({"question": name, "answer": "#### 1"}))
-    tasks = ",".join(f"gsm8k={tmp_path}/{name}/test.jsonl" for name in ("a", "b"))
+    (tmp_path / "a_test.jsonl").write_text(json.dumps({"question": "c", "answer": "#### 1"}))
+    files = ("a/test.jsonl", "b/test.jsonl", "a_test.jsonl")
+    tasks = ",".join(f"gsm8k={tmp_path}/{name}" for name in files)
     assert evaluate(model_folder, *FAST, "--tasks", tasks, "--outputs", tmp_path / "said").exit_code == 0
-    assert {rows(path)[0]["prompt"] for path in (tmp_path / "said").iterdir()} == {"a\n", "b\n"}
+    assert {rows(path)[0]["prompt"] for path in (tmp_path / "said").iterdir()} == {"a\n", "b\n", "c\n"}
+    assert len([path for path in (tmp_path / "said").iterdir() if path.name.endswith("_b_test.jsonl")]) == 1
 
 
 def test_what_is_no_model_and_no_run(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def context(num_examples: int = 4, template: str = "plain", with_data: bool = Fa
     tokenizer = load_tokenizer("tiny")
     data = build_data(DATA, 5, 0, tokenizer, 512) if with_data else None
     settings = EvaluationConfig(num_examples=num_examples, max_new_tokens=5, batch_size=3)
-    return Context(settings, tokenizer, template, 0, "tiny", data)
+    return Context(settings, tokenizer, 512, template, 0, "tiny", data)
 
 
 def judged(model: PreTrainedModel, task: str, where: Context) -> TaskResult:
@@ -159,6 +159,17 @@ def test_chat_without_a_chat_template(jsonl: Callable[..., Path]) -> None:
     where.tokenizer.chat_template = None
     with pytest.raises(UserError, match="chat needs a tokenizer with a chat template; use plain or alpaca"):
         load_tasks([f"gsm8k={jsonl(GOOD['gsm8k'])}"], where)
+
+
+@pytest.mark.parametrize("kind", ["gsm8k", "rouge_l", "ifeval", "mt_bench"])
+def test_answers_as_long_as_the_context_are_refused_before_there_is_a_model(
+    kind: str, jsonl: Callable[..., Path]
+) -> None:
+    where = replace(context(), settings=EvaluationConfig(max_new_tokens=512))
+    path = jsonl(GOOD[kind])
+    with pytest.raises(UserError, match=r"evaluation.max_new_tokens: must be less than the model's context of 512 tok"):
+        load_tasks([f"{kind}={path}"], where)
+    assert load_tasks([f"{kind}={path}"], replace(where, max_context=513))
 
 
 # ---- what they ask and report
@@ -275,8 +286,8 @@ def test_reasoning_gym_repeats_by_seed(model: PreTrainedModel) -> None:
 @pytest.mark.parametrize(
     ("task", "message"),
     [
-        ("chain_sun", "reasoning_gym:chain_sun: there is no task 'chain_sun' that repeats by seed; nearest: chain_sum"),
-        ("word_ladder", "there is no task 'word_ladder' that repeats by seed"),
+        ("chain_sun", "reasoning_gym:chain_sun: 'reasoning_gym' has no task 'chain_sun'; nearest: chain_sum"),
+        ("word_ladder", "reasoning_gym:word_ladder: 'word_ladder' makes other problems in every process; choose ano"),
     ],
 )
 def test_unknown_tasks_of_reasoning_gym(task: str, message: str) -> None:
@@ -286,7 +297,7 @@ def test_unknown_tasks_of_reasoning_gym(task: str, message: str) -> None:
 
 def test_reasoning_gym_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
-    with pytest.raises(UserError, match=r"reasoning_gym:gcd needs .*pip install 'parablock-ray\[demo\]'"):
+    with pytest.raises(UserError, match=r"reasoning_gym:gcd: .* needs .*pip install 'parablock-ray\[demo\]'"):
         load_tasks(["reasoning_gym:gcd"], context())
 
 

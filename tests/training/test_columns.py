@@ -77,11 +77,19 @@ def test_the_columns_of_a_preset_fit_a_file(write, name):
 
 
 def test_rows_of_the_hub_without_an_answer_are_left_out_and_counted(monkeypatch, caplog):
-    rows = [ROWS_OF["gsm8k"], {"question": "Name it.", "answer": " "}]
+    rows = [ROWS_OF["gsm8k"], {"question": "Name it.", "answer": " "}, {"question": "Name it.", "answer": None}]
     monkeypatch.setattr(datasets, "load_dataset", lambda name, subset, split: datasets.Dataset.from_list(rows))
     with caplog.at_level(logging.WARNING):
         assert len(read_examples(DataConfig(source="gsm8k"), 0)) == 1
-    assert "openai/gsm8k: 1 rows have no answer and are left out" in caplog.text
+    assert "openai/gsm8k: 2 examples have no answer and are left out" in caplog.text
+
+
+def test_an_instance_without_an_answer_costs_no_other_of_its_row(monkeypatch, caplog):
+    answers = ["", "even", None, "even", " "]
+    row = {"instruction": "Name it.", "instances": [{"input": "2, 4", "output": answer} for answer in answers]}
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, subset, split: datasets.Dataset.from_list([row]))
+    assert read_examples(DataConfig(source="some/seeds"), 0) == [named_it("some/seeds", "2, 4")] * 2
+    assert "some/seeds: 3 examples have no answer and are left out" in caplog.text
 
 
 def test_an_empty_split_of_the_hub(monkeypatch):
@@ -151,6 +159,7 @@ def test_every_instance_of_an_instruction_is_an_example(write, suffix):
         ("even", "instance 2 of `instances` must have `output`"),
         ({"output": 2}, "instance 2: `output` must be text, found a number"),
         ({"output": ""}, "instance 2: the answer is empty"),
+        ({"output": None}, "instance 2: the answer is empty"),
     ],
 )
 def test_a_malformed_instance(write, instance, message):

@@ -118,7 +118,7 @@ def test_mistakes_with_generated_sources(settings, message):
 
 def test_reasoning_gym_is_not_installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
-    with pytest.raises(UserError, match=r"pip install 'parablock-ray\[demo\]'"):
+    with pytest.raises(UserError, match=r"data.tasks: 'reasoning_gym' needs .*`pip install 'parablock-ray\[demo\]'"):
         read_examples(generated(), 0)
 
 

@@ -152,25 +152,29 @@ def test_rows_are_taken_again_where_the_examples_do_not_fill_them():
 # ---- what it is worth
 
 
-def test_the_padding_line_says_what_packing_saves(tmp_path, configs):
-    """Examples of 19 and of 39 tokens: some of an unpacked batch is padding, little of a packed one."""
+def padding_line_of(tmp_path, configs, *changes):
+    """Of examples of 19 and of 39 tokens."""
     path = tmp_path / "rows.jsonl"
     rows = [{"instruction": f"{i:02}" + "?" * (7 if i % 2 else 27), "output": "12345678"} for i in range(40)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    lines = {}
-    for packing in ("true", "false"):
-        overrides = [f"data.source={path}", "data.tasks=[]", "data.num_train=null", "data.num_eval=4", "data.split=iid"]
-        overrides += [
-            "clients.num=1",
-            "workers.num=1",
-            "method.batch_size=3",
-            "method.local_steps=2",
-            "data.max_length=40",
-        ]
-        config = load_config(configs / "quickstart.yaml", [*overrides, f"data.packing={packing}"])
-        lines[packing] = padding_line(prepare(config)[0], config)
+    overrides = [f"data.source={path}", "data.tasks=[]", "data.num_train=null", "data.num_eval=4", "data.split=iid"]
+    overrides += ["clients.num=1", "workers.num=1", "method.batch_size=3", "method.local_steps=2", "data.max_length=40"]
+    config = load_config(configs / "quickstart.yaml", [*overrides, *changes])
+    prepared = prepare(config)
+    return padding_line(prepared.data, prepared.population, config)
+
+
+def test_the_padding_line_says_what_packing_saves(tmp_path, configs):
+    """Some of an unpacked batch is padding, little of a packed one."""
+    lines = {packing: padding_line_of(tmp_path, configs, f"data.packing={packing}") for packing in ("true", "false")}
     now, other = re.findall(r"(\d+)%", lines["false"])
     assert lines["false"] == f"padding: {now}% of the tokens of a batch; it would be {other}% with data.packing"
     assert lines["true"] == f"padding: {other}% of the tokens of a batch; it would be {now}% without data.packing"
     assert int(now) >= 10
     assert int(other) <= 5
+
+
+def test_the_padding_line_looks_at_what_has_arrived(tmp_path, configs):
+    """An example that is there alone pads nothing."""
+    line = padding_line_of(tmp_path, configs, "data.arrival={initial: 0.01, every: 1, share: 0.1}")
+    assert line.startswith("padding: 0% of the tokens of a batch")
