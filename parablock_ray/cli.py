@@ -220,13 +220,16 @@ def export(
     folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a finished run.")],
     to: Annotated[Path, typer.Option(help="Folder of the model: a new or an empty one.")],
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    merge_lora: Annotated[
+        bool, typer.Option("--merge-lora", help="The whole model, also where a run ends with adapters beside it.")
+    ] = False,
 ) -> None:
-    """Write a run's model, adapters merged, as a Hugging Face folder with a model card."""
+    """Write a run's model, or its LoRA adapters alone, as a Hugging Face folder with a model card."""
     with _exit_codes():
-        from parablock_ray.export import export as export_model  # takes seconds
+        from parablock_ray.export import export as export_run  # takes seconds
 
-        digest = export_model(folder, to, dtype)
-        typer.echo(f"model: {to} (weights sha256 {digest})")
+        exported = export_run(folder, to, dtype, merge_lora)
+        typer.echo(f"{exported.kind}: {to} (weights sha256 {exported.weights_sha256})")
 
 
 @app.command()

@@ -10,6 +10,8 @@ from typing import Protocol
 from torch import Tensor
 from torch.nn import Parameter
 
+from parablock_ray.algorithms.lora import Adapter
+
 
 @dataclass(frozen=True)
 class Visit:
@@ -145,6 +147,11 @@ class Server(Protocol):
 
     def settle(self) -> None:
         """Write the global model as it now stands into the master's parameters, if not there already."""
+        ...
+
+    def adapters(self) -> Mapping[str, Adapter]:
+        """By module, what the global model is beyond the initial one, as scaling · B A; empty where it is anything
+        else besides."""
         ...
 
 

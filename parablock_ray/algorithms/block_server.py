@@ -11,6 +11,7 @@ from torch import Tensor
 from parablock_ray.algorithms.aggregate import RoundSum, new_server_state, server_step
 from parablock_ray.algorithms.base import Commit, Publication, RoundPlan, Update
 from parablock_ray.algorithms.blocks import flatten, make_layout, unflatten_into
+from parablock_ray.algorithms.lora import Adapter
 from parablock_ray.algorithms.population import Attendance, Population
 from parablock_ray.algorithms.wire import Wire
 from parablock_ray.config.lora import FactorMethod
@@ -96,6 +97,10 @@ class BlockServer:
 
     def settle(self) -> None:
         """Nothing to do: a commit writes the parameters themselves."""
+
+    def adapters(self) -> dict[str, Adapter]:
+        """None: the parameters themselves are trained."""
+        return {}
 
     def _value(self, block: int, as_of: int) -> Tensor:
         """wire(x^{(≤ as_of)}[block]): a flat vector in the wire dtype, never newer than `as_of`."""

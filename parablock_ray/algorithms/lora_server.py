@@ -36,6 +36,7 @@ class FactorServer:
         [rank] = all_ranks(config.lora)
         self._scaling = config.lora.alpha / rank
         targets = find_targets(parameters, config.lora.target_modules)
+        self._names = [target.name for target in targets]
         self._weights = [parameters[target.weight] for target in targets]
         self._frozen = [weight.clone() for weight in self._weights]
         self._pairs = [(torch.zeros(each.m, rank), random_A(each, rank, population.seed)) for each in targets]
@@ -64,6 +65,10 @@ class FactorServer:
         """W = W_0 + s · B A."""
         for weight, frozen, (B, A) in zip(self._weights, self._frozen, self._pairs, strict=True):
             weight.copy_(frozen + B @ (A * self._scaling))
+
+    def adapters(self) -> dict[str, Adapter]:
+        """The factors as they now stand."""
+        return {name: Adapter(B, A, self._scaling) for name, (B, A) in zip(self._names, self._pairs, strict=True)}
 
 
 class _OpenRound:
@@ -155,6 +160,14 @@ class LoraServer:
             assert made.factors is not None
             B, A, scaling = made.factors
             weight.copy_(merged + B @ (A * scaling))
+
+    def adapters(self) -> dict[str, Adapter]:
+        """The factors that clients train on with; none where anything was merged into the weights."""
+        if not self._made or any(self._merge_params):
+            return {}
+        latest = self._made[self.num_committed - 1]
+        pairs = zip(self._targets, latest, strict=True)
+        return {target.name: made.factors for target, made in pairs if made.factors is not None}
 
     def _made_public(self) -> Iterator[Publication | Commit]:
         while (current := self._open.get(self.num_committed)) is not None and current.is_complete:

@@ -54,8 +54,11 @@ def save_resolved(config: Config, path: str | Path) -> None:
 
 
 def fingerprint(config: Config) -> str:
-    """The sha256, in hex, of the config's canonical JSON: equal for equal configs, defaults filled in."""
-    canonical = json.dumps(config.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    """The sha256, in hex, of the config's canonical JSON, defaults filled in: equal for runs that do the same, wherever
+    (`out`) and under whatever `name`."""
+    canonical = json.dumps(
+        config.model_dump(mode="json", exclude={"name", "out"}), sort_keys=True, separators=(",", ":")
+    )
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 

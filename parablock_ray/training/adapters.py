@@ -1,17 +1,28 @@
-"""Adapters beside the linear modules of a model, by PEFT: one set for every rank that clients have."""
+"""Adapters beside the linear modules of a model, by PEFT: one set for every rank that clients have, and those that a
+run ends with as PEFT's folder."""
 
+import shutil
 import warnings
+from collections.abc import Mapping
+from pathlib import Path
 
+import torch
 from peft import LoraConfig as PeftConfig
 from peft import inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
-from torch import nn
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
 from torch.nn import Parameter
 from transformers import PreTrainedModel
 
 from parablock_ray.algorithms.adapters import all_ranks, find_targets
+from parablock_ray.algorithms.lora import Adapter, fit
 from parablock_ray.config.lora import LoraConfig
 from parablock_ray.errors import UserError
+
+ADAPTER_FOLDER = "adapter"  # in the run folder
+_WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"  # PEFT's names
 
 
 def add_adapters(model: PreTrainedModel, lora: LoraConfig) -> dict[str, Parameter]:
@@ -52,6 +63,48 @@ def activate_rank(model: nn.Module, rank: int) -> None:
     for module in model.modules():
         if isinstance(module, LoraLayer):
             module.set_adapter(_adapter(rank))
+
+
+def save_adapters(adapters: Mapping[str, Adapter], base: str, merged_sha256: str, folder: Path) -> None:
+    """Write PEFT's folder, for the model named `base`; with it the weights have the digest `merged_sha256`.
+
+    All modules get the largest rank and one scaling (`fit`), which every reader of such folders knows, where ranks by
+    module are PEFT's own.
+    """
+    rank = max(adapter.rank for adapter in adapters.values())
+    scaling = next(iter(adapters.values())).scaling
+    tensors: dict[str, Tensor] = {}
+    for name, adapter in adapters.items():
+        fitted = fit(adapter, rank, scaling)
+        tensors[f"base_model.model.{name}.lora_A.weight"] = fitted.A.contiguous()
+        tensors[f"base_model.model.{name}.lora_B.weight"] = fitted.B.contiguous()
+    config = PeftConfig(
+        r=rank,
+        lora_alpha=scaling * rank,
+        target_modules=list(adapters),
+        lora_dropout=0.0,
+        task_type="CAUSAL_LM",
+        base_model_name_or_path=base,
+        inference_mode=True,
+    )
+    config.save_pretrained(folder)
+    save_file(tensors, folder / _WEIGHTS, {"format": "pt", "merged_sha256": merged_sha256})
+
+
+def copy_adapters(source: Path, to: Path, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Copy PEFT's folder, its factors in `dtype`; returns these by name."""
+    with safe_open(source / _WEIGHTS, "pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name).to(dtype) for name in file.keys()}  # noqa: SIM118, not a dict
+    shutil.copy(source / _CONFIG, to / _CONFIG)
+    save_file(tensors, to / _WEIGHTS, metadata)
+    return tensors
+
+
+def merged_sha256(folder: Path) -> str:
+    """The digest of the base model's weights with these adapters, as `save_adapters` was told it."""
+    with safe_open(folder / _WEIGHTS, "pt") as file:
+        return str(file.metadata()["merged_sha256"])
 
 
 def _adapter(rank: int) -> str:

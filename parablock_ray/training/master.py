@@ -9,6 +9,7 @@ from parablock_ray.algorithms.methods import make_server
 from parablock_ray.algorithms.population import Population
 from parablock_ray.algorithms.wire import Wire
 from parablock_ray.config import Config
+from parablock_ray.training.adapters import ADAPTER_FOLDER, save_adapters
 from parablock_ray.training.data import FederatedData
 from parablock_ray.training.evaluate import held_out_loss
 from parablock_ray.training.model import load_model, load_tokenizer, save_model, weights_sha256
@@ -45,6 +46,10 @@ class Master:
         return weights_sha256(self._parameters.items())
 
     def export(self, folder: Path) -> None:
-        """Write model and tokenizer as an ordinary HF folder."""
+        """Write model and tokenizer as an ordinary HF folder, and what of adapters is beyond the initial model to
+        `adapter/` beside it (PEFT)."""
         self.server.settle()
         save_model(self._model, self._tokenizer, folder)
+        adapters = self.server.adapters()
+        if adapters:
+            save_adapters(adapters, self._config.model.name, self.sha256(), folder.with_name(ADAPTER_FOLDER))

@@ -11,6 +11,7 @@ from torch.nn import Parameter
 
 from parablock_ray.algorithms.adapters import Target, all_ranks, find_targets
 from parablock_ray.algorithms.base import Commit, LiveModel, RoundPlan, Update
+from parablock_ray.algorithms.lora import Adapter
 from parablock_ray.algorithms.methods import make_method, make_replica, make_server
 from parablock_ray.algorithms.population import Population
 from parablock_ray.algorithms.rng import generator
@@ -50,6 +51,7 @@ class LoraHistory:
     commits: list[Commit] = field(default_factory=list)
     catch_up: dict[tuple[int, int], int] = field(default_factory=dict)
     final: dict[str, Tensor] = field(default_factory=dict)  # the master's weights, settled
+    adapters: dict[str, Adapter] = field(default_factory=dict)  # by module, what the server says it ended with
 
 
 def weights(seed: int) -> dict[str, Tensor]:
@@ -100,6 +102,7 @@ def run_lora_toy(toy: LoraToy) -> LoraHistory:
             history.updates[round, variant] = server.updates(round - 1, round, variant)[0]
     server.settle()
     history.final = master
+    history.adapters = dict(server.adapters())
     return history
 
 

@@ -122,6 +122,22 @@ def test_the_server_holds_the_weights_that_its_clients_hold(method):
             torch.testing.assert_close(held, value, rtol=0, atol=2e-6)
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("wire", WIRES)
+def test_the_adapters_that_a_server_ends_with_are_all_that_its_model_is_beyond_the_initial_one(method, wire):
+    """But for methods that merge as they go, which have none to show."""
+    toy = LoraToy(METHODS[method], wire_dtype=wire)
+    history = run_lora_toy(toy)
+    if method in ("flora", "florist", "fedex_lora"):
+        assert history.adapters == {}
+        return
+    assert list(history.adapters) == [target.name for target in history.targets]
+    for target in history.targets:
+        B, A, scaling = history.adapters[target.name]
+        assert B.any()
+        assert torch.equal(history.final[target.weight], weights(toy.seed)[target.weight] + B @ (A * scaling))
+
+
 @pytest.mark.parametrize("method", ["fedit", "ffa_lora", "flora"])
 @pytest.mark.parametrize("staleness", [1, 2])
 def test_one_client_own_equals_the_sequential_run_to_the_last_bit(method, staleness):

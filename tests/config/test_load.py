@@ -229,6 +229,7 @@ def test_fingerprint_sees_every_value_and_no_spelling(minimal: Path, tmp_path: P
     spelt_out = write(tmp_path, MINIMAL | {"seed": 0, "out": "runs/run"}, "spelt_out.yaml")
     assert fingerprint(load_config(spelt_out, [])) == fingerprint(config)
     assert fingerprint(load_config(minimal, ["method.lr=2e-4"])) != fingerprint(config)
+    assert fingerprint(load_config(minimal, ["name=again", "out=elsewhere"])) == fingerprint(config)
     assert len(fingerprint(config)) == 64
 
 
