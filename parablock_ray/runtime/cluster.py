@@ -4,7 +4,7 @@ import os
 import statistics
 import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import floor
 from pathlib import Path
@@ -14,6 +14,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from parablock_ray.algorithms.base import RoundPlan
+from parablock_ray.checkpoint import Checkpoint
 from parablock_ray.config import Config
 from parablock_ray.errors import RunFailed, UserError
 from parablock_ray.network.links import paced_links
@@ -38,6 +39,8 @@ class RayRuntime:
         self._workers: list[Any] = []
         self._runs: list[ray.ObjectRef] = []
         self._news: ray.ObjectRef | None = None
+        self._clock_s = 0.0  # where the run's clock starts
+        self._completing: ray.ObjectRef | None = None
 
     def start(self) -> RuntimeInfo:
         config = self._setup.config
@@ -87,9 +90,24 @@ class RayRuntime:
     def submit(self, plan: RoundPlan) -> None:
         self._get(self._server.open.remote(plan))
         if self._started_s is None:
-            self._started_s = time.time()
+            self._started_s = time.time() - self._clock_s
         for index, submitted in enumerate([worker.submit.remote(plan) for worker in self._workers]):
             self._get(submitted, self._worker_name(index))  # before the next round: see ClientActor.submit
+
+    def restore(self, saved: Checkpoint, plans: Sequence[RoundPlan], clock_s: float) -> None:
+        self._clock_s = clock_s
+        shared = ray.put(list(plans))
+        self._get(self._server.restore.remote(replace(saved, folder=saved.folder.resolve()), shared))
+        for index, restored in enumerate([worker.restore.remote(shared) for worker in self._workers]):
+            self._get(restored, self._worker_name(index))
+
+    def complete_checkpoint(self, round: int, about: Mapping[str, Any]) -> None:
+        self._wait_for_checkpoint()
+        self._completing = self._server.complete_checkpoint.remote(round, about)
+
+    def _wait_for_checkpoint(self) -> None:
+        if self._completing is not None:
+            self._get(self._completing)
 
     def events(self) -> Sequence[Event]:
         if self._news is None:
@@ -103,6 +121,7 @@ class RayRuntime:
         return [_since(event, self._started_s) for event in events]
 
     def finish(self, model_folder: Path) -> FinalState:
+        self._wait_for_checkpoint()
         sha256 = self._get(self._server.finish.remote(str(model_folder.resolve())))
         return FinalState(sha256, self.peak_rss_bytes())
 

@@ -4,6 +4,7 @@ import json
 import logging
 import netrc
 import os
+import shutil
 from collections import deque
 from collections.abc import Callable
 from io import BytesIO
@@ -30,7 +31,10 @@ _logger = logging.getLogger(__name__)
 
 
 class Sink(Protocol):
-    """Told everything by the driver, in order, from one thread."""
+    """Told everything by the driver, in order, from one thread.
+
+    A resumed run is told from its first round on: a sink leaves out what it holds already.
+    """
 
     def event(self, row: Row) -> None:
         """One event, as `events.as_row` makes it."""
@@ -49,15 +53,16 @@ class Sink(Protocol):
         ...
 
 
-def open_sinks(config: Config, console: Console) -> list[Sink]:
-    """The sinks of a run. What may refuse comes first: then no file of a run should be there yet.
+def open_sinks(config: Config, console: Console, resumes: bool) -> list[Sink]:
+    """The sinks of a run; `resumes`: one that goes on. What may refuse comes first: then no file of a run should be
+    there yet.
 
     Raises UserError where `tracking.tensorboard` or `tracking.wandb=online` cannot be had.
     """
     out, num_rounds = Path(config.out), config.method.rounds
     if config.tracking.tensorboard:
         require_tensorboard()
-    sinks: list[Sink] = [] if config.tracking.wandb == "off" else [WandbSink(config)]
+    sinks: list[Sink] = [] if config.tracking.wandb == "off" else [WandbSink(config, resumes)]
     if config.tracking.tensorboard:
         sinks.append(TensorBoardSink(out, num_rounds))
     return [*sinks, JsonlSink(out), ConsoleSink(console, num_rounds)]
@@ -69,11 +74,16 @@ class JsonlSink:
     def __init__(self, out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
         self._out = out
-        self._events = (out / "events.jsonl").open("a", encoding="utf-8", buffering=1)
+        self._events = (out / "events.jsonl").open("a+", encoding="utf-8", buffering=1)
+        self._events.seek(0)
+        self._num_held = sum(1 for _ in self._events)
         self._metrics = (out / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
 
     def event(self, row: Row) -> None:
-        self._events.write(json.dumps(row) + "\n")
+        if self._num_held > 0:
+            self._num_held -= 1
+        else:
+            self._events.write(json.dumps(row) + "\n")
 
     def round(self, row: Row) -> None:
         self._metrics.write(json.dumps(row) + "\n")
@@ -164,11 +174,12 @@ _SUMMARY: dict[str, Callable[[Any], str]] = {
 class WandbSink:
     """One W&B run for the experiment. A W&B error while logging is told once and does not end the run."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, resumes: bool) -> None:
         import wandb  # takes a second
 
         self._error: type[Exception] = wandb.Error
-        self._run = _start_run(config)
+        self._run = _start_run(config, _taken_up(Path(config.out)) if resumes else None)
+        self._num_held = self._run.step  # rounds; more than none where an online run goes on
         self._finished = False
         self._warned = False
         self._commits: list[Event] = []  # of methods that cut
@@ -178,6 +189,8 @@ class WandbSink:
             self._commits.append(from_row(row))
 
     def round(self, row: Row) -> None:
+        if row["round"] < self._num_held:
+            return
         # Left open, the last round would be written after the summary, over its keys of the same name.
         self._attempt(lambda: self._run.log(row, step=row["round"], commit=True))
 
@@ -210,8 +223,17 @@ class WandbSink:
             self._warned = True
 
 
-def _start_run(config: Config) -> Any:
-    """Raises UserError where the user asked for `online` and W&B says no."""
+def _taken_up(out: Path) -> str | None:
+    """The id of the W&B run in this run folder. What was kept offline of it is deleted, since it is told again."""
+    folders = sorted((out / "wandb").glob("*run-*-*"))
+    for folder in folders:
+        if folder.name.startswith("offline-"):
+            shutil.rmtree(folder, ignore_errors=True)
+    return folders[-1].name.rpartition("-")[2] if folders else None
+
+
+def _start_run(config: Config, id: str | None) -> Any:
+    """A new run, or the one of this id again. Raises UserError where the user asked for `online` and W&B says no."""
     import wandb
 
     def start(mode: Literal["online", "offline"]) -> Any:
@@ -219,6 +241,8 @@ def _start_run(config: Config) -> Any:
             project=config.tracking.wandb_project,
             group=config.tracking.wandb_group,
             name=config.name,
+            id=id,
+            resume="allow" if id else None,
             dir=config.out,
             config=config.model_dump(mode="json"),
             mode=mode,
