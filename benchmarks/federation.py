@@ -185,7 +185,7 @@ def measure(config: Config, make_engine: EngineMaker, num_steps: int = 0) -> Mea
     with claimed(Path(config.out), config), closing(runtime):
         runtime.start()
         step_s = tuple(runtime.step_seconds(num_steps)) if num_steps else ()
-        events, rows = run_rounds(method, runtime, RoundBook(method.num_rounds), [])
+        events, rows = run_rounds(method, runtime, RoundBook(method.num_rounds), [], [])
     return Measured(sum(row["seconds"] for row in rows), events, method, config, step_s)
 
 

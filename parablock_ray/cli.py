@@ -53,6 +53,21 @@ def run(
 
 
 @app.command()
+def resume(
+    folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a run that was interrupted.")],
+    overrides: Overrides = None,
+) -> None:
+    """Go on with a run from its last checkpoint; it ends as it would have without the interruption."""
+    with _exit_codes():
+        from parablock_ray.resume import resume as resume_run  # takes seconds
+
+        if resume_run(folder, overrides or []):
+            typer.echo(f"run folder: {folder}")
+        else:
+            typer.echo(f"{folder}: this run is finished, there is nothing to resume")
+
+
+@app.command()
 def validate(config: ConfigPath, overrides: Overrides = None) -> None:
     """Check CONFIG and say what it would run, without loading a model."""
     with _exit_codes():

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import platform
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -19,12 +20,14 @@ from parablock_ray.algorithms.base import Method
 from parablock_ray.algorithms.blocks import check_num_blocks
 from parablock_ray.algorithms.methods import make_method, trains_adapters
 from parablock_ray.algorithms.population import Population
+from parablock_ray.checkpoint import newest
+from parablock_ray.checkpointing import CompletingSink, Resumed
 from parablock_ray.config import Config, save_resolved
 from parablock_ray.errors import RunFailed, UserError
 from parablock_ray.evaluation.command import judge_folder, run_context, write_outputs
-from parablock_ray.evaluation.evaluator import Evaluated
 from parablock_ray.evaluation.results import as_json, result_table
 from parablock_ray.evaluation.tasks import Context, Task, load_tasks
+from parablock_ray.lock import locked
 from parablock_ray.lora_measures import lora_measures
 from parablock_ray.pricing import Pricing, VirtualBook, price
 from parablock_ray.runtime import RunSetup, Runtime, make_runtime
@@ -35,6 +38,7 @@ from parablock_ray.tracking.rounds import RoundBook
 from parablock_ray.tracking.sinks import Sink, open_sinks
 from parablock_ray.tracking.trace import chrome_trace, gantt_svg
 from parablock_ray.training.batches import padding_line
+from parablock_ray.training.checkpoints import FOLDER as CHECKPOINTS
 from parablock_ray.training.data import FederatedData, build_data
 from parablock_ray.training.engine import make_engine
 from parablock_ray.training.model import load_tokenizer, max_context, model_config, model_shapes, num_layers
@@ -47,8 +51,17 @@ _ROUNDS_AHEAD = 2  # plans lie ready beyond what staleness needs, so that no cli
 
 def run(config: Config) -> dict[str, Any]:
     """Run the experiment; return what `summary.json` says. Raises UserError or RunFailed."""
+    refuse_used_folder(Path(config.out))
+    return _carry_out(config, None)
+
+
+def go_on(config: Config, resumed: Resumed) -> dict[str, Any]:
+    """`run` from a checkpoint on. The caller holds the folder, and has rewound it."""
+    return _carry_out(config, resumed)
+
+
+def _carry_out(config: Config, resumed: Resumed | None) -> dict[str, Any]:
     out, console, made_with = Path(config.out), Console(), versions()
-    refuse_used_folder(out)
     prepared = prepare(config)
     data, population = prepared.data, prepared.population
     method = make_method(config.method, population)
@@ -60,17 +73,26 @@ def run(config: Config) -> dict[str, Any]:
     book = VirtualBook(method.num_rounds, pricing) if virtual else RoundBook(method.num_rounds)
     runtime = make_runtime(RunSetup(config, population, data, make_engine))
     with ExitStack() as cleanup:
-        cleanup.enter_context(claimed(out, config))
-        sinks = open_sinks(config, console)
+        if resumed is None:
+            cleanup.enter_context(claimed(out, config))
+        sinks = open_sinks(config, console, resumes=resumed is not None)
         for sink in sinks:
             cleanup.callback(sink.close)
         cleanup.callback(runtime.close)  # what comes last here closes first
         split_figure(data.report.labels).savefig(out / "clients.svg", format="svg")
         console.print(f"starting {config.runtime} with {config.model.name}", highlight=False)
         info = runtime.start()
-        loss_before = runtime.evaluate()
+        loss_before = runtime.evaluate() if resumed is None else resumed.loss_before
         console.print(f"{info.num_workers} worker(s) ready; held-out loss {loss_before:.4f}", highlight=False)
-        events, rows = run_rounds(method, runtime, book, sinks)
+        num_done = 0
+        if resumed is not None:
+            num_done = resumed.saved.round + 1
+            runtime.restore(resumed.saved, [method.plan(round) for round in range(num_done)], resumed.clock_s)
+            for row in resumed.evaluations:
+                tell_evaluation(row, sinks)
+        if config.checkpoint.every is not None:
+            sinks.append(CompletingSink(runtime.complete_checkpoint, config, loss_before, num_done))
+        events, rows = run_rounds(method, runtime, book, sinks, [] if resumed is None else resumed.events)
         loss_after = finite(runtime.evaluate())
         final = runtime.finish(out / "model")
         timeline, priced = price(events, pricing)
@@ -95,7 +117,7 @@ def run(config: Config) -> dict[str, Any]:
         for sink in sinks:
             sink.finish(summary)
         for evaluated in runtime.remaining_evaluations():
-            tell_evaluation(evaluated, sinks)
+            tell_evaluation(asdict(evaluated), sinks)
         runtime.close()  # its processes give their memory back before another model is loaded
         judge_run(tasks, out, config, console, sinks)
         return summary
@@ -133,34 +155,43 @@ def final_tasks(config: Config, context: Context) -> list[Task]:
 
 
 def run_rounds(
-    method: Method, runtime: Runtime, book: RoundBook | VirtualBook, sinks: Sequence[Sink]
+    method: Method, runtime: Runtime, book: RoundBook | VirtualBook, sinks: Sequence[Sink], told: Sequence[Event]
 ) -> tuple[list[Event], list[dict[str, Any]]]:
-    """The round loop. Returns all events and the metrics rows once the last download is in."""
+    """The round loop. Returns all events and the metrics rows once the last download is in.
+
+    `told`: all events of the rounds that a resumed run has behind it; the sinks are told of them again.
+    """
     events: list[Event] = []
     rows: list[dict[str, Any]] = []
-    num_submitted = 0
+
+    def note(event: Event) -> None:
+        events.append(event)
+        finished = book.add(event)
+        rows.extend(finished)
+        for sink in sinks:
+            sink.event(as_row(event))
+            for row in finished:
+                sink.round(row)
+
+    for event in told:
+        note(event)
+    num_submitted = book.num_complete
     while len(rows) < method.num_rounds:
         ahead = book.num_complete + method.staleness + _ROUNDS_AHEAD
         while num_submitted < min(ahead, method.num_rounds):
             runtime.submit(method.plan(num_submitted))
             num_submitted += 1
         for event in runtime.events():
-            events.append(event)
-            finished = book.add(event)
-            rows += finished
-            for sink in sinks:
-                sink.event(as_row(event))
-                for row in finished:
-                    sink.round(row)
+            note(event)
         for evaluated in runtime.evaluations():
-            tell_evaluation(evaluated, sinks)
+            tell_evaluation(asdict(evaluated), sinks)
     return events, rows
 
 
-def tell_evaluation(evaluated: Evaluated, sinks: Sequence[Sink]) -> None:
+def tell_evaluation(row: Mapping[str, Any], sinks: Sequence[Sink]) -> None:
     """A row of `evaluations.jsonl`."""
     for sink in sinks:
-        sink.evaluation(asdict(evaluated))
+        sink.evaluation(dict(row))
 
 
 def summed(rows: Sequence[Mapping[str, Any]], bound_s: float, mode: str) -> dict[str, Any]:
@@ -208,7 +239,7 @@ def write_kept_ranks(out: Path, events: Sequence[Event]) -> None:
 
 def refuse_used_folder(out: Path) -> None:
     """A run folder holds one run. Raises UserError."""
-    if any((out / name).exists() for name in _RUN_FILES):
+    if any((out / name).exists() for name in (*_RUN_FILES, CHECKPOINTS)):
         raise UserError(f"out: {out} already holds a run; choose another --out or --name, or delete that folder")
 
 
@@ -220,13 +251,16 @@ def claimed(out: Path, config: Config) -> Iterator[None]:
         save_resolved(config, out / "config.yaml")
     except OSError as error:
         raise UserError(f"out: cannot write to {out}: {error.strerror}; choose another --out") from None
-    try:
-        yield
-    finally:
-        metrics = out / "metrics.jsonl"
-        if not metrics.exists() or metrics.stat().st_size == 0:
-            for name in _RUN_FILES:
-                (out / name).unlink(missing_ok=True)
+    with locked(out):
+        try:
+            yield
+        finally:
+            metrics = out / "metrics.jsonl"
+            is_begun = metrics.exists() and metrics.stat().st_size > 0
+            if not is_begun and newest(out / CHECKPOINTS)[0] is None:
+                for name in _RUN_FILES:
+                    (out / name).unlink(missing_ok=True)
+                shutil.rmtree(out / CHECKPOINTS, ignore_errors=True)
 
 
 def finite(loss: float) -> float:

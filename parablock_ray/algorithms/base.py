@@ -110,13 +110,18 @@ class LiveModel:
 
 @dataclass(frozen=True)
 class Update:
-    """What brings a client's copy forward: all chunks of a round's publication, or as much as it needs of them."""
+    """What brings a client's copy forward: all chunks of a round's publication, or as much as it needs of them.
+
+    `holds_weights`: of LoRA in a resumed run, where what was merged one by one is not kept: the adapted weights
+    themselves, flat, in fp32.
+    """
 
     round: int
     block: int
     variant: int
     values: Tensor  # flat, wire dtype
     ranks: tuple[int, ...] = ()  # as those of the publication
+    holds_weights: bool = False
 
 
 class Server(Protocol):
@@ -154,6 +159,14 @@ class Server(Protocol):
         else besides."""
         ...
 
+    def state(self) -> dict[str, Tensor]:
+        """A copy of what the committed rounds have made of the initial model. To be asked right after a commit."""
+        ...
+
+    def restore(self, plans: Sequence[RoundPlan], state: Mapping[str, Tensor]) -> None:
+        """On a new server around the initial model: become the one that gave `state` after the rounds of `plans`."""
+        ...
+
 
 class Replica(Protocol):
     """The client's half: the model as one worker holds it, dressed for one of its clients at a time."""
@@ -177,4 +190,8 @@ class Replica(Protocol):
 
     def undress(self) -> None:
         """Restore the committed values, whatever a visit did."""
+        ...
+
+    def remember(self, plan: RoundPlan, visit: Visit, upload: Tensor) -> None:
+        """What this client sent in this round is pending; rounds in order."""
         ...

@@ -139,10 +139,14 @@ class BlockReplica:
         assert self._under_way is not None, "start() comes first"
         plan, visit = self._under_way.plan, self._under_way.visit
         delta = trained.sub_(self._under_way.start).to(self._wire.dtype).cpu()
-        if self._staleness > 0:
-            self._pending.setdefault(visit.client, []).append(_Pending(plan.round, plan.block, delta))
+        self.remember(plan, visit, delta)
         self.undress()
         return delta
+
+    def remember(self, plan: RoundPlan, visit: Visit, upload: Tensor) -> None:
+        """The delta that this client sent in this round is pending."""
+        if self._staleness > 0:
+            self._pending.setdefault(visit.client, []).append(_Pending(plan.round, plan.block, upload))
 
     def undress(self) -> None:
         """Restore the committed values of the blocks that the visit touched: from the copy, never by subtraction."""

@@ -4,7 +4,7 @@ Source: ParaBlock, arXiv 2511.19959; the rule written out here is our reconstruc
 """
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor
 
@@ -101,6 +101,33 @@ class BlockServer:
     def adapters(self) -> dict[str, Adapter]:
         """None: the parameters themselves are trained."""
         return {}
+
+    def state(self) -> dict[str, Tensor]:
+        """The blocks, and the server optimizer's vectors of those that were visited."""
+        values = {
+            f"parameters.{name}": tensor.clone()
+            for block, tensors in zip(self.layout.blocks, self._tensors, strict=True)
+            for name, tensor in zip(block.names, tensors, strict=True)
+        }
+        vectors = {
+            f"optimizer.{block}.{name}": vector.clone()
+            for block, state in self._optimizer_state.items()
+            for name, vector in state.items()
+        }
+        return values | vectors
+
+    def restore(self, plans: Sequence[RoundPlan], state: Mapping[str, Tensor]) -> None:
+        """Become the server that gave `state` after these rounds."""
+        for plan in plans:
+            self._blocks.append(plan.block)
+            self._attendance.note(plan)
+        self.num_committed = len(plans)
+        for block, tensors in zip(self.layout.blocks, self._tensors, strict=True):
+            for name, tensor in zip(block.names, tensors, strict=True):
+                tensor.copy_(state[f"parameters.{name}"])
+        for index in set(self._blocks):
+            for name, vector in self._state(index, 0, self.layout.blocks[index].num_params).items():
+                vector.copy_(state[f"optimizer.{index}.{name}"])
 
     def _value(self, block: int, as_of: int) -> Tensor:
         """wire(x^{(≤ as_of)}[block]): a flat vector in the wire dtype, never newer than `as_of`."""

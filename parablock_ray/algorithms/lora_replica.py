@@ -85,6 +85,11 @@ class LoraReplica:
     def apply(self, update: Update) -> None:
         """Merge what is to be merged; take the new factors in place of the old ones."""
         assert self._under_way is None, "an update may not arrive in the middle of a visit"
+        if update.holds_weights:
+            values = update.values.split([target.m * target.n for target in self._targets])
+            for index, (target, value) in enumerate(zip(self._targets, values, strict=True)):
+                self._commit(index, value.view(target.m, target.n).clone())
+            return
         both = [target for target in self._targets for _ in ("factors", "merge")]
         parts = list(taken_apart(update.values, both, update.ranks))
         for index, pair in enumerate(parts[1::2]):
@@ -121,11 +126,15 @@ class LoraReplica:
         assert self._under_way is not None, "start() comes first"
         plan, visit = self._under_way.plan, self._under_way.visit
         upload = trained.to(self._wire.dtype).cpu()
+        self.remember(plan, visit, upload)
+        self.undress()
+        return upload
+
+    def remember(self, plan: RoundPlan, visit: Visit, upload: Tensor) -> None:
+        """The adapters that this client sent in this round are pending."""
         if self._config.staleness > 0:
             pending = _Pending(plan.round, self._ranks[visit.client], upload)
             self._pending.setdefault(visit.client, []).append(pending)
-        self.undress()
-        return upload
 
     def undress(self) -> None:
         """Restore the committed weights from the copy."""

@@ -11,7 +11,16 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from parablock_ray.algorithms.adapters import Pair, all_ranks, client_ranks, find_targets, joined, random_A, taken_apart
+from parablock_ray.algorithms.adapters import (
+    Pair,
+    Target,
+    all_ranks,
+    client_ranks,
+    find_targets,
+    joined,
+    random_A,
+    taken_apart,
+)
 from parablock_ray.algorithms.base import Commit, ModuleRank, Publication, RoundPlan, Update
 from parablock_ray.algorithms.block_server import BlockServer
 from parablock_ray.algorithms.lora import Adapter, fit, update_norm
@@ -70,6 +79,12 @@ class FactorServer:
         """The factors as they now stand."""
         return {name: Adapter(B, A, self._scaling) for name, (B, A) in zip(self._names, self._pairs, strict=True)}
 
+    def state(self) -> dict[str, Tensor]:
+        return self._blocks.state()
+
+    def restore(self, plans: Sequence[RoundPlan], state: Mapping[str, Tensor]) -> None:
+        self._blocks.restore(plans, state)
+
 
 class _OpenRound:
     """A round on its way: the chunks that are in, by client."""
@@ -119,6 +134,7 @@ class LoraServer:
         self._open: dict[int, _OpenRound] = {}
         self._made: dict[int, list[ModuleUpdate]] = {}  # by round, as handed out; the latest, and what is not forgotten
         self._merge_params: list[int] = []  # by round
+        self._restored: Update | None = None  # the weights from which a resumed run goes on, until all have them
         self._attendance = Attendance(all_start=True)  # of the initial model, which is public
 
     def open(self, plan: RoundPlan) -> None:
@@ -134,23 +150,30 @@ class LoraServer:
 
     def updates(self, after: int, up_to: int, variant: int) -> list[Update]:
         """What every round merged; factors replace those of the rounds before."""
+        weights = []
+        if self._restored is not None and after < self._restored.round:
+            weights = [self._restored]
+            after = self._restored.round - (self._restored.round in self._made)  # what it merged is in, its factors not
         rounds = range(after + 1, up_to + 1)
         needed = [round for round in rounds if round == up_to or any(self._merge_params[round : round + 1])]
-        return [self._update(round, variant) for round in needed]
+        return weights + [self._update(round, variant) for round in needed]
 
     def catch_up_params(self, client: int, round: int) -> int:
         """What was merged in missed rounds, and the latest factors."""
         missed = self._attendance.missed(client, round)
         num_params = sum(self._merge_params[each] for each in missed)
         if round - 1 in missed and not starts_afresh(self._config):
-            latest = self._update(round - 1, self._ranks[client] if by_rank(self._config) else 0)
-            num_params += latest.values.numel() - self._merge_params[round - 1]
+            variant = self._ranks[client] if by_rank(self._config) else 0
+            factors = self._factors(round - 1, variant)
+            num_params += sum(t.num_params(f.rank) for t, f in zip(self._targets, factors, strict=True) if f)
         return num_params
 
     def forget(self, up_to: int) -> None:
         """Let go of what was merged up to there."""
         for round in [round for round in self._made if round <= up_to and round < self.num_committed - 1]:
             del self._made[round]
+        if self._restored is not None and up_to >= self._restored.round:
+            self._restored = None
 
     def settle(self) -> None:
         """W = what is merged + the factors that clients train on with, if there are any."""
@@ -168,6 +191,35 @@ class LoraServer:
         latest = self._made[self.num_committed - 1]
         pairs = zip(self._targets, latest, strict=True)
         return {target.name: made.factors for target, made in pairs if made.factors is not None}
+
+    def state(self) -> dict[str, Tensor]:
+        """What is merged, how much each round merged, and the factors to train on with."""
+        state = {"merge_params": torch.tensor(self._merge_params)}
+        if any(self._merge_params):
+            state |= {f"merged.{t.name}": merged.clone() for t, merged in zip(self._targets, self._merged, strict=True)}
+        for target, made in zip(self._targets, self._made[self.num_committed - 1], strict=True):
+            if made.factors is not None:
+                B, A, scaling = made.factors
+                state |= {f"B.{target.name}": B.clone(), f"A.{target.name}": A.clone()}
+                state[f"scaling.{target.name}"] = torch.tensor(scaling, dtype=torch.float64)
+        return state
+
+    def restore(self, plans: Sequence[RoundPlan], state: Mapping[str, Tensor]) -> None:
+        """Become the server that gave `state` after these rounds. What they merged one by one is not known any more:
+        who joins gets the weights."""
+        for plan in plans:
+            self._attendance.note(plan)
+        self.num_committed = len(plans)
+        self._merge_params = state["merge_params"].tolist()
+        factors = [_factors_in(state, target) for target in self._targets]
+        if factors[0] is not None:
+            self._made[self.num_committed - 1] = [ModuleUpdate(each, None) for each in factors]
+            self._merged = [weight.clone() for weight in self._weights]
+        if any(self._merge_params):
+            for target, merged in zip(self._targets, self._merged, strict=True):
+                merged.copy_(state[f"merged.{target.name}"])
+            weights = torch.cat([merged.reshape(-1) for merged in self._merged])
+            self._restored = Update(self.num_committed - 1, 0, 0, weights, holds_weights=True)
 
     def _made_public(self) -> Iterator[Publication | Commit]:
         while (current := self._open.get(self.num_committed)) is not None and current.is_complete:
@@ -201,7 +253,7 @@ class LoraServer:
     def _on_the_wire(self, adapter: Adapter | None) -> Adapter | None:
         if adapter is None:
             return None
-        B, A = (factor.to(self._wire.dtype).to(torch.float32) for factor in (adapter.B, adapter.A))
+        B, A = (factor.to(self._wire.dtype).to(torch.float32).contiguous() for factor in (adapter.B, adapter.A))
         return Adapter(B, A, adapter.scaling)
 
     def _published(self, round: int, variant: int) -> Iterator[Publication]:
@@ -215,14 +267,19 @@ class LoraServer:
         """What clients of this variant get: of each module the factors, then what is to be merged."""
         pairs: list[Pair] = []
         ranks: list[int] = []
+        for factors, made in zip(self._factors(round, variant), self._made[round], strict=True):
+            pairs += [(each.B, each.A) for each in (factors, made.merge) if each]
+            ranks += [each.rank if each else 0 for each in (factors, made.merge)]
+        return Update(round, 0, variant, joined(pairs).to(self._wire.dtype), tuple(ranks))
+
+    def _factors(self, round: int, variant: int) -> Iterator[Adapter | None]:
+        """Of each module what clients of this variant train on with."""
         for made in self._made[round]:
             factors = made.factors
             if factors is not None and by_rank(self._config):
                 down = rank_down(self._config, variant, factors.rank)
                 factors = fit(factors, down, self._scaling(variant))
-            pairs += [(each.B, each.A) for each in (factors, made.merge) if each]
-            ranks += [each.rank if each else 0 for each in (factors, made.merge)]
-        return Update(round, 0, variant, joined(pairs).to(self._wire.dtype), tuple(ranks))
+            yield factors
 
     def _commit(self, current: _OpenRound, made: Sequence[ModuleUpdate]) -> Commit:
         plan = current.plan
@@ -249,3 +306,10 @@ class LoraServer:
 
     def _scaling(self, rank: int) -> float:
         return self._config.lora.alpha / rank
+
+
+def _factors_in(state: Mapping[str, Tensor], target: Target) -> Adapter | None:
+    """The factors of this module that `LoraServer.state` wrote down, if there are any."""
+    if f"B.{target.name}" not in state:
+        return None
+    return Adapter(state[f"B.{target.name}"], state[f"A.{target.name}"], float(state[f"scaling.{target.name}"]))

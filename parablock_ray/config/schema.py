@@ -69,6 +69,13 @@ class EngineConfig(Strict):
         return keys
 
 
+class CheckpointConfig(Strict):
+    """From which a run that was interrupted goes on."""
+
+    every: PositiveInt | None = None  # so many rounds; None: no checkpoints
+    keep: PositiveInt = 2  # the last ones: should one be damaged, the one before it is there
+
+
 class TrackingConfig(Strict):
     wandb: Literal["auto", "offline", "online", "off"] = "auto"  # auto: online where a key is set, else offline
     wandb_project: Text = "parablock-ray"
@@ -93,6 +100,7 @@ class Config(Strict):
     engine: EngineConfig = EngineConfig()
     method: MethodConfig
     network: NetworkConfig = NetworkConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     tracking: TrackingConfig = TrackingConfig()
 

@@ -1,12 +1,13 @@
 """The door between the driver and whatever carries out its plans."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from parablock_ray.algorithms.base import Commit, RoundPlan
 from parablock_ray.algorithms.population import Population
+from parablock_ray.checkpoint import Checkpoint
 from parablock_ray.config import Config
 from parablock_ray.evaluation.evaluator import Evaluated
 from parablock_ray.tracking.events import Committed, Event, KeptRank
@@ -63,6 +64,16 @@ class Runtime(Protocol):
         """Hand out a round. Rounds come in order; the first one starts the run's clock."""
         ...
 
+    def restore(self, saved: Checkpoint, plans: Sequence[RoundPlan], clock_s: float) -> None:
+        """Go on from a checkpoint, where `plans` are of all rounds up to its own: after start, before the first round.
+        The run's clock goes on from `clock_s`."""
+        ...
+
+    def complete_checkpoint(self, round: int, about: Mapping[str, Any]) -> None:
+        """What the driver keeps of the rounds up to this one is on the disk, so its checkpoint may be used, `about`
+        (JSON) with it. Does not wait until it is written; raises RunFailed where an earlier one could not be."""
+        ...
+
     def events(self) -> Sequence[Event]:
         """The events since the last call, at least one: waits for it. Raises RunFailed if a process failed."""
         ...
@@ -77,7 +88,7 @@ class Runtime(Protocol):
         ...
 
     def finish(self, model_folder: Path) -> FinalState:
-        """Write the master model to `model_folder`, after the last event."""
+        """Write the master model to `model_folder`, after the last event. Checkpoints are written by then."""
         ...
 
     def close(self) -> None:

@@ -80,6 +80,13 @@ class ClientActor:
         clients = [client for client in everyone if worker_of(client, self._num_workers) == self._index]
         return await self._run(lambda: self._worker.step_seconds(block, clients, num_steps))
 
+    async def restore(self, plans: Sequence[RoundPlan]) -> None:
+        """These rounds are over: what its clients have sent in the last ones is pending. Before the first round."""
+        for plan in plans:
+            self._attendance.note(plan)
+        for plan, visit, payload in await self._server.pending.remote(self._index):
+            self._worker.remember(plan, visit, from_payload(payload, self._wire.dtype))
+
     async def submit(self, plan: RoundPlan) -> None:
         """Queue a round. Every worker gets every plan, also those in which none of its clients takes part.
 
@@ -161,7 +168,7 @@ class ClientActor:
             updates = self._inbox.updates(after, reads, variant)
             if updates is None:
                 updates = [
-                    replace(update, values=from_payload(payload, self._wire.dtype))
+                    replace(update, values=from_payload(payload, update.values.dtype))
                     for update, payload in await self._server.updates.remote(after, reads, variant)
                 ]
             await self._run(partial(self._worker.advance, reads, updates))

@@ -4,7 +4,7 @@ import os
 import statistics
 import textwrap
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import floor
 from pathlib import Path
@@ -14,6 +14,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from parablock_ray.algorithms.base import RoundPlan
+from parablock_ray.checkpoint import Checkpoint
 from parablock_ray.config import Config
 from parablock_ray.errors import RunFailed, UserError
 from parablock_ray.evaluation.evaluator import Evaluated
@@ -44,6 +45,8 @@ class RayRuntime:
         self._evaluator: Any = None
         self._snapshots: list[tuple[int, ray.ObjectRef]] = []  # by round, of which no evaluator was asked yet
         self._judged: list[ray.ObjectRef] = []  # in round order
+        self._clock_s = 0.0  # where the run's clock starts
+        self._completing: ray.ObjectRef | None = None
 
     def start(self) -> RuntimeInfo:
         config = self._setup.config
@@ -96,13 +99,28 @@ class RayRuntime:
     def submit(self, plan: RoundPlan) -> None:
         self._get(self._server.open.remote(plan))
         if self._started_s is None:
-            self._started_s = time.time()
+            self._started_s = time.time() - self._clock_s
         for index, submitted in enumerate([worker.submit.remote(plan) for worker in self._workers]):
             self._get(submitted, self._worker_name(index))  # before the next round: see ClientActor.submit
         if self._setup.config.evaluation.is_due(plan.round):
             self._snapshots.append((plan.round, self._server.snapshot.remote(plan.round)))
             if self._evaluator is not None:
                 self._ask_evaluator()
+
+    def restore(self, saved: Checkpoint, plans: Sequence[RoundPlan], clock_s: float) -> None:
+        self._clock_s = clock_s
+        shared = ray.put(list(plans))
+        self._get(self._server.restore.remote(replace(saved, folder=saved.folder.resolve()), shared))
+        for index, restored in enumerate([worker.restore.remote(shared) for worker in self._workers]):
+            self._get(restored, self._worker_name(index))
+
+    def complete_checkpoint(self, round: int, about: Mapping[str, Any]) -> None:
+        self._wait_for_checkpoint()
+        self._completing = self._server.complete_checkpoint.remote(round, about)
+
+    def _wait_for_checkpoint(self) -> None:
+        if self._completing is not None:
+            self._get(self._completing)
 
     def events(self) -> Sequence[Event]:
         if self._news is None:
@@ -129,6 +147,7 @@ class RayRuntime:
             yield self._get(self._judged.pop(0), "the evaluator")
 
     def finish(self, model_folder: Path) -> FinalState:
+        self._wait_for_checkpoint()
         sha256 = self._get(self._server.finish.remote(str(model_folder.resolve())))
         return FinalState(sha256, self.peak_rss_bytes())
 

@@ -2,13 +2,16 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from parablock_ray.algorithms.base import Commit, RoundPlan, Visit
 from parablock_ray.algorithms.wire import Wire
+from parablock_ray.checkpoint import Checkpoint
 from parablock_ray.evaluation.evaluator import Evaluated, Evaluator
 from parablock_ray.runtime.base import FinalState, RunSetup, RuntimeInfo, committed_event
 from parablock_ray.runtime.memory import peak_rss_bytes
@@ -28,11 +31,13 @@ class SerialRuntime:
         self._applied: Counter[int] = Counter()  # variant → so many rounds of its publications are taken in
         self._published_bytes: Counter[tuple[int, int]] = Counter()  # (round, variant) → payload
         self._wire = Wire.of(setup.config.network)
+        self._clock_s = 0.0  # where the run's clock starts
+        self._completing: Future[None] | None = None
 
     def start(self) -> RuntimeInfo:
         config, population, data = self._setup.config, self._setup.population, self._setup.data
         torch.set_num_threads(config.workers.threads)
-        self._master = Master(config, population, data)
+        self._master = Master(config, population, data, Path(config.out))
         self._worker = Worker(config, population, data, device_of(config.workers), self._setup.make_engine)
         self._worker.warm_up()
         if config.evaluation.every is not None:
@@ -52,7 +57,7 @@ class SerialRuntime:
 
     def submit(self, plan: RoundPlan) -> None:
         if self._started_s is None:
-            self._started_s = time.monotonic()
+            self._started_s = time.monotonic() - self._clock_s
         self._master.server.open(plan)
         self._server_s = 0.0
         self._advance(plan)
@@ -63,6 +68,15 @@ class SerialRuntime:
             self._span("download", plan, visit, self._now_s(), num_bytes, None)
         if self._setup.config.evaluation.is_due(plan.round):
             self._judge(plan.round)
+
+    def restore(self, saved: Checkpoint, plans: Sequence[RoundPlan], clock_s: float) -> None:
+        self._clock_s = clock_s
+        for plan, visit, upload in self._master.restore(saved, plans):
+            self._worker.remember(plan, visit, upload)
+
+    def complete_checkpoint(self, round: int, about: Mapping[str, Any]) -> None:
+        self._wait_for_checkpoint()
+        self._completing = self._master.checkpoints.complete(round, about)
 
     def events(self) -> Sequence[Event]:
         events, self._events = self._events, []
@@ -76,6 +90,7 @@ class SerialRuntime:
         return iter(self.evaluations())
 
     def finish(self, model_folder: Path) -> FinalState:
+        self._wait_for_checkpoint()
         self._master.export(model_folder)
         return FinalState(self._master.sha256(), self.peak_rss_bytes())
 
@@ -88,6 +103,10 @@ class SerialRuntime:
         before_s = time.monotonic()
         self._evaluated.append(self._evaluator.evaluate(round, self._master.weights()))
         self._started_s += time.monotonic() - before_s
+
+    def _wait_for_checkpoint(self) -> None:
+        if self._completing is not None:
+            self._completing.result()
 
     def _advance(self, plan: RoundPlan) -> None:
         """The worker's queue of length `staleness`: it takes exactly the aggregates up to `reads`."""
@@ -107,7 +126,7 @@ class SerialRuntime:
         start_s = self._now_s()
         upload = trained.upload
         for chunk, (start, end) in enumerate(self._wire.bounds(upload.numel())):
-            for made in self._master.server.receive(plan.round, visit.client, chunk, upload[start:end]):
+            for made in self._master.receive(plan.round, visit.client, chunk, upload[start:end]):
                 if isinstance(made, Commit):
                     server_s = self._server_s + self._now_s() - start_s
                     write_uploads(Path(self._setup.config.out), plan.round, made.uploads)

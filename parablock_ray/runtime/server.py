@@ -3,21 +3,23 @@
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import ray
 import torch
+from torch import Tensor
 
-from parablock_ray.algorithms.base import Publication, RoundPlan, Update
+from parablock_ray.algorithms.base import Publication, RoundPlan, Update, Visit
 from parablock_ray.algorithms.wire import Wire
+from parablock_ray.checkpoint import Checkpoint
 from parablock_ray.errors import UserError
-from parablock_ray.runtime.base import RunSetup, RuntimeInfo, committed_event
+from parablock_ray.runtime.base import RunSetup, RuntimeInfo, committed_event, worker_of
 from parablock_ray.runtime.exchange import Stream, as_payload, from_payload
 from parablock_ray.runtime.memory import peak_rss_bytes
 from parablock_ray.tracking.events import Committed, Event, Span
@@ -25,7 +27,6 @@ from parablock_ray.training.master import Master
 from parablock_ray.training.uploads import write_uploads
 
 T = TypeVar("T")
-_APART = torch.empty(0)
 
 
 class ServerActor:
@@ -45,6 +46,7 @@ class ServerActor:
         self._server_s: defaultdict[int, float] = defaultdict(float)  # round → seconds that it has computed for it
         self._taken_in = [-1] * num_workers
         self._num_downloads_due: dict[int, int] = {}
+        self._pending: list[tuple[RoundPlan, Visit, Tensor]] = []  # of a resumed run
         self._events: list[Event] = []
         self._news = asyncio.Event()
 
@@ -56,8 +58,23 @@ class ServerActor:
                 f"out: the server does not see {self._run_folder}, where it must write the model; choose a folder that "
                 "driver and server share"
             )
-        self._master = await self._run(lambda: Master(setup.config, setup.population, setup.data))
+        self._master = await self._run(lambda: Master(setup.config, setup.population, setup.data, self._run_folder))
         return RuntimeInfo(self._num_workers)
+
+    async def restore(self, saved: Checkpoint, plans: Sequence[RoundPlan]) -> None:
+        """Go on from a checkpoint; before the first round."""
+        self._pending = await self._run(lambda: self._master.restore(saved, plans))
+        for plan in plans:
+            self._committed[plan.round].set()
+
+    async def pending(self, worker: int) -> list[tuple[RoundPlan, Visit, np.ndarray]]:
+        """After `restore`: what this worker's clients sent in earlier rounds and has not come back to them."""
+        mine = [each for each in self._pending if worker_of(each[1].client, self._num_workers) == worker]
+        return [(plan, visit, as_payload(upload)) for plan, visit, upload in mine]
+
+    async def complete_checkpoint(self, round: int, about: Mapping[str, Any]) -> None:
+        """This round's checkpoint may be used; answers when it is written."""
+        await asyncio.wrap_future(self._master.checkpoints.complete(round, about))
 
     async def open(self, plan: RoundPlan) -> None:
         """Expect this round's updates; comes before any of them."""
@@ -99,7 +116,7 @@ class ServerActor:
     async def updates(self, after: int, up_to: int, variant: int) -> list[tuple[Update, np.ndarray]]:
         """What leads a reader that missed publications to x^{(≤ up_to)}; the values apart, as payloads."""
         updates = await self._run(lambda: self._master.server.updates(after, up_to, variant))
-        return [(replace(update, values=_APART), as_payload(update.values)) for update in updates]
+        return [(replace(update, values=update.values[:0].clone()), as_payload(update.values)) for update in updates]
 
     async def taken_in(self, worker: int, reads: int) -> None:
         """This worker's model is x^{(≤ reads)}: what leads there is kept until all of them are so far."""
@@ -138,7 +155,7 @@ class ServerActor:
     def _take(self, round: int, client: int, chunk: int, payload: np.ndarray, loop: asyncio.AbstractEventLoop) -> None:
         """In the thread: fold the chunk, and hand what that makes public to the loop, each as soon as it is made."""
         start_s = time.perf_counter()
-        for made in self._master.server.receive(round, client, chunk, from_payload(payload, self._wire.dtype)):
+        for made in self._master.receive(round, client, chunk, from_payload(payload, self._wire.dtype)):
             if isinstance(made, Publication):
                 stream = self._published[made.round, made.variant]
                 self._ranks[made.round, made.variant] = made.ranks

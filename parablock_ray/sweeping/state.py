@@ -17,7 +17,7 @@ from parablock_ray.tracking.sweep_folder import SWEEP_FILE, failure_beside
 State = Literal["done", "failed", "unfinished", "to do"]
 
 # What may differ between a finished run and the one that is wanted: none of it changes a value.
-_NO_MATTER = frozenset({"name", "out", "tracking", "evaluation"})
+_NO_MATTER = frozenset({"name", "out", "checkpoint", "tracking", "evaluation"})
 
 
 def config_file(run: SweepRun) -> Path:

@@ -15,7 +15,7 @@ from parablock_ray.errors import UserError
 MIN_WIDTH = 100  # characters a line, into which the table fits; longer names of runs are folded
 
 # What a comparison is about; runs that differ in anything else are told apart by more than their method.
-_MAY_DIFFER = frozenset({"name", "out", "method", "tracking", "evaluation"})
+_MAY_DIFFER = frozenset({"name", "out", "method", "checkpoint", "tracking", "evaluation"})
 
 
 @dataclass(frozen=True)

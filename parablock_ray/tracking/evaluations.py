@@ -4,6 +4,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+FILE = "evaluations.jsonl"  # in the run folder
+
 Results = Mapping[str, Mapping[str, Mapping[str, float | int | None]]]
 """Task → metric → `value`, `standard_error`, `num_examples`."""
 

@@ -4,8 +4,10 @@ import json
 import logging
 import netrc
 import os
+import shutil
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -18,6 +20,7 @@ from rich.table import Table
 
 from parablock_ray.config import Config
 from parablock_ray.errors import UserError
+from parablock_ray.tracking.evaluations import FILE as EVALUATIONS
 from parablock_ray.tracking.evaluations import Results, figures, line
 from parablock_ray.tracking.events import Event, from_row
 from parablock_ray.tracking.kept_ranks import HEADER, kept_ranks, rank_figure, rank_rows
@@ -31,7 +34,10 @@ _logger = logging.getLogger(__name__)
 
 
 class Sink(Protocol):
-    """Told everything by the driver, in order, from one thread."""
+    """Told everything by the driver, in order, from one thread.
+
+    A resumed run is told from its first round on: a sink leaves out what it holds already.
+    """
 
     def event(self, row: Row) -> None:
         """One event, as `events.as_row` makes it."""
@@ -59,15 +65,16 @@ class Sink(Protocol):
         ...
 
 
-def open_sinks(config: Config, console: Console) -> list[Sink]:
-    """The sinks of a run. What may refuse comes first: then no file of a run should be there yet.
+def open_sinks(config: Config, console: Console, resumes: bool) -> list[Sink]:
+    """The sinks of a run; `resumes`: one that goes on. What may refuse comes first: then no file of a run should be
+    there yet.
 
     Raises UserError where `tracking.tensorboard` or `tracking.wandb=online` cannot be had.
     """
     out, num_rounds = Path(config.out), config.method.rounds
     if config.tracking.tensorboard:
         require_tensorboard()
-    sinks: list[Sink] = [] if config.tracking.wandb == "off" else [WandbSink(config)]
+    sinks: list[Sink] = [] if config.tracking.wandb == "off" else [WandbSink(config, resumes)]
     if config.tracking.tensorboard:
         sinks.append(TensorBoardSink(out, num_rounds))
     return [*sinks, JsonlSink(out), ConsoleSink(console, num_rounds)]
@@ -80,17 +87,27 @@ class JsonlSink:
     def __init__(self, out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
         self._out = out
-        self._events = (out / "events.jsonl").open("a", encoding="utf-8", buffering=1)
+        self._events = (out / "events.jsonl").open("a+", encoding="utf-8", buffering=1)
+        self._events.seek(0)
+        self._num_held = sum(1 for _ in self._events)
+        evaluations = out / EVALUATIONS  # there only if a round is judged
+        self._num_judged = len(evaluations.read_bytes().splitlines()) if evaluations.exists() else 0
         self._metrics = (out / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
 
     def event(self, row: Row) -> None:
-        self._events.write(json.dumps(row) + "\n")
+        if self._num_held > 0:
+            self._num_held -= 1
+        else:
+            self._events.write(json.dumps(row) + "\n")
 
     def round(self, row: Row) -> None:
         self._metrics.write(json.dumps(row) + "\n")
 
     def evaluation(self, row: Row) -> None:
-        with (self._out / "evaluations.jsonl").open("a", encoding="utf-8") as file:  # there only if a round is judged
+        if self._num_judged > 0:
+            self._num_judged -= 1
+            return
+        with (self._out / EVALUATIONS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
     def finish(self, summary: Row) -> None:
@@ -185,14 +202,24 @@ _SUMMARY: dict[str, Callable[[Any], str]] = {
 }
 
 
+_ROUND, _JUDGED = "round", "evaluation/round"  # axes of W&B: of the rounds' rows, of the evaluations
+
+
+def _judged(results: Results) -> Row:
+    return {f"evaluation/{name}": value for name, value in figures(results).items()}
+
+
 class WandbSink:
     """One W&B run for the experiment. A W&B error while logging is told once and does not end the run."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, resumes: bool) -> None:
         import wandb  # takes a second
 
         self._error: type[Exception] = wandb.Error
-        self._run = _start_run(config)
+        self._run = _start_run(config, _taken_up(Path(config.out)) if resumes else None)
+        # What an online run that goes on holds already: the last value of each axis.
+        self._last_round, self._last_judged = (self._run.summary.get(axis, -1) for axis in (_ROUND, _JUDGED))
+        self._columns: set[str] = set()
         self._finished = False
         self._warned = False
         self._commits: list[Event] = []  # of methods that cut
@@ -202,12 +229,19 @@ class WandbSink:
             self._commits.append(from_row(row))
 
     def round(self, row: Row) -> None:
+        if row["round"] <= self._last_round:
+            return
+        for column in row.keys() - self._columns:  # W&B's own step counts evaluations too
+            self._attempt(partial(self._run.define_metric, column, step_metric=_ROUND))
+        self._columns |= row.keys()
         # Left open, the last round would be written after the summary, over its keys of the same name.
         self._attempt(lambda: self._run.log(row, commit=True))
 
     def evaluation(self, row: Row) -> None:
-        # A row of its own: that of its round was written long ago. Both have `round`, which is the axis of all.
-        self._attempt(lambda: self._run.log({"round": row["round"], **figures(row["results"])}, commit=True))
+        if row["round"] <= self._last_judged:
+            return
+        # A row of its own with an axis of its own: that of its round was written long ago.
+        self._attempt(lambda: self._run.log({_JUDGED: row["round"], **_judged(row["results"])}, commit=True))
 
     def finish(self, summary: Row) -> None:
         if self._commits:
@@ -216,7 +250,7 @@ class WandbSink:
         self._finished = True
 
     def final_evaluation(self, results: Results) -> None:
-        self._attempt(lambda: self._run.summary.update(figures(results)))
+        self._attempt(lambda: self._run.summary.update(_judged(results)))
 
     def _log_kept_ranks(self) -> None:
         import wandb
@@ -241,8 +275,17 @@ class WandbSink:
             self._warned = True
 
 
-def _start_run(config: Config) -> Any:
-    """Raises UserError where the user asked for `online` and W&B says no."""
+def _taken_up(out: Path) -> str | None:
+    """The id of the W&B run in this run folder. What was kept offline of it is deleted, since it is told again."""
+    folders = sorted((out / "wandb").glob("*run-*-*"))
+    for folder in folders:
+        if folder.name.startswith("offline-"):
+            shutil.rmtree(folder, ignore_errors=True)
+    return folders[-1].name.rpartition("-")[2] if folders else None
+
+
+def _start_run(config: Config, id: str | None) -> Any:
+    """A new run, or the one of this id again. Raises UserError where the user asked for `online` and W&B says no."""
     import wandb
 
     def start(mode: Literal["online", "offline"]) -> Any:
@@ -250,13 +293,15 @@ def _start_run(config: Config) -> Any:
             project=config.tracking.wandb_project,
             group=config.tracking.wandb_group,
             name=config.name,
+            id=id,
+            resume="allow" if id else None,
             dir=config.out,
             config=config.model_dump(mode="json"),
             mode=mode,
             reinit="create_new",
             settings=wandb.Settings(silent=True, console="off"),
         )
-        run.define_metric("*", step_metric="round")  # not W&B's own step: evaluations come late, and that only goes up
+        run.define_metric("evaluation/*", step_metric=_JUDGED)
         return run
 
     Path(config.out).mkdir(parents=True, exist_ok=True)  # without it W&B writes to a temporary folder

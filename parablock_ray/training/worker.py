@@ -72,6 +72,10 @@ class Worker:
             self._replica.apply(update)
         self._replica.forget(reads)
 
+    def remember(self, plan: RoundPlan, visit: Visit, upload: Tensor) -> None:
+        """In a resumed run: what this client sent in a round before is pending. Rounds in order."""
+        self._replica.remember(plan, visit, upload)
+
     def train(self, plan: RoundPlan, visit: Visit) -> Trained:
         """One client's local steps in a round, from z_i. The model holds committed values afterwards.
 

@@ -4,26 +4,29 @@ Client i minimises ½ Σ_modules ‖W + s_i B A − T_i‖² over its adapters, 
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
 from parablock_ray.algorithms.adapters import Target, all_ranks, find_targets
-from parablock_ray.algorithms.base import Commit, LiveModel, RoundPlan, Update
+from parablock_ray.algorithms.base import Commit, LiveModel, Replica, RoundPlan, Update
 from parablock_ray.algorithms.lora import Adapter
 from parablock_ray.algorithms.methods import make_method, make_replica, make_server
 from parablock_ray.algorithms.population import Population
 from parablock_ray.algorithms.rng import generator
 from parablock_ray.algorithms.wire import Wire
 from parablock_ray.config.method import MethodConfig
+from tests.algorithms.resuming import play_back
 
 SHAPES = {"layers.0.q_proj": (6, 5), "layers.1.q_proj": (4, 7)}
 
 
 @dataclass(frozen=True)
 class LoraToy:
-    """What to run. `num_workers`: resident models, client c on model c mod num_workers."""
+    """What to run. `num_workers`: resident models, client c on model c mod num_workers. `resumes_after`: everything is
+    made anew after this round, from what a checkpoint holds."""
 
     method: MethodConfig
     num_examples: tuple[int, ...] = (5, 9, 2)
@@ -33,6 +36,7 @@ class LoraToy:
     num_workers: int = 1
     seed: int = 0
     chunk_bytes: int = 64
+    resumes_after: int | None = None
 
     @property
     def population(self) -> Population:
@@ -68,6 +72,7 @@ def run_lora_toy(toy: LoraToy) -> LoraHistory:
     server = make_server(toy.method, population, master, wire, cut_through=False)
     lives = [_live(toy) for _ in range(toy.num_workers)]
     replicas = [make_replica(toy.method, population, live, wire) for live in lives]
+    states: dict[int, dict[str, Tensor]] = {}
     history = LoraHistory(targets=find_targets(master, toy.method.lora.target_modules))
     applied = [{} for _ in lives]
     for round in range(method.num_rounds):
@@ -96,14 +101,28 @@ def run_lora_toy(toy: LoraToy) -> LoraHistory:
         for visit in plan.visits:
             upload = history.uploads[round, visit.client]
             for chunk, (start, end) in enumerate(wire.bounds(len(upload))):
-                made = server.receive(round, visit.client, chunk, upload[start:end])
-                history.commits += [each for each in made if isinstance(each, Commit)]
+                for made in server.receive(round, visit.client, chunk, upload[start:end]):
+                    if isinstance(made, Commit):
+                        history.commits.append(made)
+                        states[round] = server.state()
         for variant in {visit.variant for visit in plan.visits}:
             history.updates[round, variant] = server.updates(round - 1, round, variant)[0]
+        if round == toy.resumes_after:
+            master = weights(toy.seed)
+            server = make_server(toy.method, population, master, wire, cut_through=False)
+            lives = [_live(toy) for _ in range(toy.num_workers)]
+            replicas = [make_replica(toy.method, population, live, wire) for live in lives]
+            applied = [{} for _ in lives]
+            of_client = partial(_hosted, replicas)
+            play_back(server, of_client, history.plans, states, history.uploads, wire)
     server.settle()
     history.final = master
     history.adapters = dict(server.adapters())
     return history
+
+
+def _hosted(replicas: list[Replica], client: int) -> Replica:
+    return replicas[client % len(replicas)]
 
 
 def _live(toy: LoraToy) -> LiveModel:

@@ -6,17 +6,18 @@ coordinates of one block. Everything that a round did is kept, so that tests can
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor
 
-from parablock_ray.algorithms.base import Commit, LiveModel, Replica, RoundPlan, Visit
+from parablock_ray.algorithms.base import Commit, LiveModel, Replica, RoundPlan, Server, Visit
 from parablock_ray.algorithms.methods import make_method, make_replica, make_server
 from parablock_ray.algorithms.population import Population
 from parablock_ray.algorithms.rng import generator
 from parablock_ray.algorithms.wire import Wire
 from parablock_ray.config.method import MethodConfig
+from tests.algorithms.resuming import play_back
 
 NUM_LAYERS, LAYER_SHAPE = 6, (3, 2)
 SIZE = NUM_LAYERS * 6
@@ -24,7 +25,8 @@ SIZE = NUM_LAYERS * 6
 
 @dataclass(frozen=True)
 class Toy:
-    """What to run. `heterogeneity` 0 makes all clients identical; `arrival` reorders the uploads of a round."""
+    """What to run. `heterogeneity` 0 makes all clients identical; `arrival` reorders the uploads of a round;
+    `resumes_after`: everything is made anew after this round, from what a checkpoint holds."""
 
     method: MethodConfig
     num_examples: tuple[int, ...] = (5, 9, 2, 7)
@@ -38,6 +40,7 @@ class Toy:
     cut_through: bool = False
     num_workers: int = 1
     arrival: Callable[[list[tuple[int, int]]], list[tuple[int, int]]] = lambda messages: messages
+    resumes_after: int | None = None
 
 
 @dataclass
@@ -59,13 +62,9 @@ def run_toy(toy: Toy) -> History:
     """Run all rounds, the drain included, one client after the other."""
     population = Population(toy.num_examples, toy.per_round or len(toy.num_examples), toy.seed)
     method = make_method(toy.method, population)
-    master, wire = _parameters(toy, toy.master_dtype), Wire(toy.wire_dtype, toy.chunk_bytes)
-    server = make_server(toy.method, population, master, wire, toy.cut_through)
-    lives = [_parameters(toy, toy.model_dtype) for _ in range(toy.num_workers)]
-    exact = {name: tensor.float() for name, tensor in master.items()} if toy.model_dtype == torch.bfloat16 else {}
-    replicas = [
-        make_replica(toy.method, population, LiveModel(live, exact, activate=lambda rank: None), wire) for live in lives
-    ]
+    wire = Wire(toy.wire_dtype, toy.chunk_bytes)
+    master, server, lives, replicas = _made(toy, population, wire)
+    states: dict[int, dict[str, Tensor]] = {}
     blocks = server.layout.blocks
     history = History(versions=[_all(master)], block_slices=_slices(blocks))
     applied = [-1] * toy.num_workers
@@ -87,9 +86,35 @@ def run_toy(toy: Toy) -> History:
             history.deltas[round, visit.client] = delta
         for client, chunk in toy.arrival(messages):
             start, end = bounds[chunk]
-            made = server.receive(round, client, chunk, history.deltas[round, client][start:end])
-            history.versions += [_all(master) for each in made if isinstance(each, Commit)]
+            for made in server.receive(round, client, chunk, history.deltas[round, client][start:end]):
+                if isinstance(made, Commit):
+                    history.versions.append(_all(master))
+                    states[round] = server.state()
+        if round == toy.resumes_after:
+            master, server, lives, replicas = _made(toy, population, wire)
+            applied = [-1] * toy.num_workers
+            of_client = partial(_hosted, replicas)
+            play_back(server, of_client, history.plans, states, history.deltas, wire)
+            assert torch.equal(_all(master), history.final)
     return history
+
+
+def _made(
+    toy: Toy, population: Population, wire: Wire
+) -> tuple[dict[str, Tensor], Server, list[dict[str, Tensor]], list[Replica]]:
+    """The master's parameters and its server, the workers' models and their replicas."""
+    master = _parameters(toy, toy.master_dtype)
+    server = make_server(toy.method, population, master, wire, toy.cut_through)
+    lives = [_parameters(toy, toy.model_dtype) for _ in range(toy.num_workers)]
+    exact = {name: tensor.float() for name, tensor in master.items()} if toy.model_dtype == torch.bfloat16 else {}
+    replicas = [
+        make_replica(toy.method, population, LiveModel(live, exact, activate=lambda rank: None), wire) for live in lives
+    ]
+    return master, server, lives, replicas
+
+
+def _hosted(replicas: Sequence[Replica], client: int) -> Replica:
+    return replicas[client % len(replicas)]
 
 
 def objective(toy: Toy, x: Tensor) -> float:

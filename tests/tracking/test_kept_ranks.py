@@ -54,7 +54,7 @@ def test_adapters_that_are_all_zero_have_a_picture_too() -> None:
 
 def test_wandb_gets_the_table_and_the_picture(tmp_path: Path) -> None:
     events: list[Event] = [committed(round, kept(round)) for round in range(2)]
-    for sink in open_sinks(config(tmp_path, "offline"), Console(file=io.StringIO())):
+    for sink in open_sinks(config(tmp_path, "offline"), Console(file=io.StringIO()), resumes=False):
         for round, event in enumerate(events):
             sink.event(as_row(event))
             sink.round(metrics_row(round))
@@ -71,7 +71,7 @@ def test_wandb_gets_the_table_and_the_picture(tmp_path: Path) -> None:
 
 
 def test_other_methods_add_nothing_to_wandb(tmp_path: Path) -> None:
-    sink = WandbSink(config(tmp_path, "offline"))
+    sink = WandbSink(config(tmp_path, "offline"), resumes=False)
     sink.event(as_row(committed(0, ())))
     sink.round(metrics_row(0))
     sink.finish(SUMMARY)

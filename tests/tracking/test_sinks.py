@@ -140,7 +140,7 @@ def inspect(folder: Path, *options: str) -> str:
 
 def test_offline_wandb_run_reads_back_as_metrics_jsonl(tmp_path: Path) -> None:
     run_config = config(tmp_path, "offline")
-    for sink in open_sinks(run_config, Console(file=io.StringIO())):
+    for sink in open_sinks(run_config, Console(file=io.StringIO()), resumes=False):
         for round in range(3):
             sink.round(metrics_row(round))
         sink.finish(SUMMARY)
@@ -162,7 +162,7 @@ def test_offline_wandb_run_reads_back_as_metrics_jsonl(tmp_path: Path) -> None:
 
 
 def test_evaluations_that_come_late_are_in_the_wandb_run_by_their_round(tmp_path: Path) -> None:
-    sink = WandbSink(config(tmp_path, "offline"))
+    sink = WandbSink(config(tmp_path, "offline"), resumes=False)
     for round in range(3):
         sink.round(metrics_row(round))
         if round > 0:
@@ -176,15 +176,41 @@ def test_evaluations_that_come_late_are_in_the_wandb_run_by_their_round(tmp_path
     history = [record["history"]["item"] for record in records if record["type"] == "history"]
     by_round = [{key: x for key, x in item.items() if key[0] != "_"} for item in history]
     assert [item for item in by_round if "block" in item] == [metrics_row(round) for round in range(3)]
-    assert [item for item in by_round if "block" not in item] == [{"round": round, **FIGURES} for round in range(3)]
-    assert any("round" in json.dumps(record) for record in records if record["type"] == "metric")
+    judged = {f"evaluation/{name}": value for name, value in FIGURES.items()}
+    evaluations = [item for item in by_round if "block" not in item]
+    assert evaluations == [{"evaluation/round": round, **judged} for round in range(3)]
+    assert any("evaluation/round" in json.dumps(record) for record in records if record["type"] == "metric")
     found = json.loads(inspect(tmp_path / "wandb", "--summary"))["summary"]
-    assert found["held_out/loss"] == 1.125
+    assert found["evaluation/held_out/loss"] == 1.125
     assert (found["seconds"], found["loss_after"]) == (12.5, 1.0)  # the run's, not those of a round
 
 
+class HalfRun:
+    """A W&B run that is online and holds rounds 0 and 1, and the evaluation of round 0."""
+
+    def __init__(self) -> None:
+        self.summary = {"round": 1, "evaluation/round": 0}
+        self.logged: list[dict[str, Any]] = []
+
+    def define_metric(self, name: str, step_metric: str) -> None:
+        pass
+
+    def log(self, row: dict[str, Any], commit: bool) -> None:
+        self.logged.append(row)
+
+
+def test_an_online_run_that_goes_on_is_told_only_what_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = HalfRun()
+    monkeypatch.setattr(wandb, "init", lambda **_: run)
+    sink = WandbSink(config(tmp_path, "online"), resumes=True)
+    for round in range(3):
+        sink.round(metrics_row(round))
+        sink.evaluation({"round": round, "results": {}})
+    assert run.logged == [{"evaluation/round": 1}, metrics_row(2), {"evaluation/round": 2}]
+
+
 def test_a_run_that_failed_is_marked_so(tmp_path: Path) -> None:
-    sink = WandbSink(config(tmp_path, "offline"))
+    sink = WandbSink(config(tmp_path, "offline"), resumes=False)
     sink.close()
     assert json.loads(inspect(tmp_path / "wandb", "--summary"))["exit_code"] == 1
 
@@ -208,7 +234,7 @@ def test_a_wandb_error_while_logging_is_told_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(wandb, "init", lambda **_: StubRun())
-    sink = WandbSink(config(tmp_path, "offline"))
+    sink = WandbSink(config(tmp_path, "offline"), resumes=False)
     for round in range(3):
         sink.round(metrics_row(round))
     sink.finish(SUMMARY)
@@ -235,26 +261,26 @@ def modes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
 
 
 def test_auto_without_a_login_is_offline(tmp_path: Path, modes: list[str]) -> None:
-    WandbSink(config(tmp_path, "auto"))
+    WandbSink(config(tmp_path, "auto"), resumes=False)
     assert modes == ["offline"]
 
 
 def test_auto_with_a_key_is_online(tmp_path: Path, modes: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
-    WandbSink(config(tmp_path, "auto"))
+    WandbSink(config(tmp_path, "auto"), resumes=False)
     assert modes == ["online"]
 
 
 def test_auto_with_a_netrc_login_is_online(tmp_path: Path, modes: list[str]) -> None:
     (tmp_path / "netrc").write_text("machine api.wandb.ai login user password secret\n")
-    WandbSink(config(tmp_path, "auto"))
+    WandbSink(config(tmp_path, "auto"), resumes=False)
     assert modes == ["online"]
 
 
 def test_auto_heeds_wandbs_own_switch(tmp_path: Path, modes: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
     monkeypatch.setenv("WANDB_MODE", "offline")
-    WandbSink(config(tmp_path, "auto"))
+    WandbSink(config(tmp_path, "auto"), resumes=False)
     assert modes == ["offline"]
 
 
@@ -267,7 +293,7 @@ def refuse_online(mode: str, **_: Any) -> StubRun:
 def test_online_refused_is_the_users_to_mend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wandb, "init", refuse_online)
     with pytest.raises(UserError, match=r"tracking\.wandb: online refused by W&B \(no route\); log in, or use offline"):
-        open_sinks(config(tmp_path, "online"), Console(file=io.StringIO()))
+        open_sinks(config(tmp_path, "online"), Console(file=io.StringIO()), resumes=False)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -276,7 +302,7 @@ def test_auto_falls_back_to_offline(
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
     monkeypatch.setattr(wandb, "init", refuse_online)
-    WandbSink(config(tmp_path, "auto"))
+    WandbSink(config(tmp_path, "auto"), resumes=False)
     assert "W&B cannot be reached, the run is kept offline: no route" in caplog.text
 
 
@@ -284,7 +310,7 @@ def test_off_does_not_import_wandb(tmp_path: Path) -> None:
     code = (
         "import sys; from rich.console import Console; from parablock_ray.config import load_config; "
         "from parablock_ray.tracking.sinks import open_sinks; "
-        "open_sinks(load_config(sys.argv[1], ['tracking.wandb=off']), Console()); "
+        "open_sinks(load_config(sys.argv[1], ['tracking.wandb=off']), Console(), resumes=False); "
         "print(sorted({'wandb', 'torch', 'ray'} & set(sys.modules)))"
     )
     (tmp_path / "config.yaml").write_text(config(tmp_path / "run", "off").model_dump_json())
@@ -303,6 +329,9 @@ def test_runs_of_a_sweep_share_a_group(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(wandb, "init", init)
     alone = config(tmp_path, "offline")
-    WandbSink(alone)
-    WandbSink(Config.model_validate(alone.model_dump() | {"tracking": {"wandb": "offline", "wandb_group": "trial"}}))
+    WandbSink(alone, resumes=False)
+    WandbSink(
+        Config.model_validate(alone.model_dump() | {"tracking": {"wandb": "offline", "wandb_group": "trial"}}),
+        resumes=False,
+    )
     assert groups == [None, "trial"]

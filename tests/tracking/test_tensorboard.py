@@ -48,7 +48,7 @@ def scalars(folder: Path) -> dict[str, dict[int, float]]:
 
 
 def test_event_files_read_back_as_metrics_jsonl(tmp_path: Path) -> None:
-    for sink in open_sinks(tracked(tmp_path), Console(file=io.StringIO())):
+    for sink in open_sinks(tracked(tmp_path), Console(file=io.StringIO()), resumes=False):
         for round in range(3):
             sink.round(metrics_row(round))
         sink.finish(SUMMARY)
@@ -78,5 +78,5 @@ def test_without_the_package_a_run_does_not_begin(tmp_path: Path, monkeypatch: p
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     how = r"tracking\.tensorboard: needs the package tensorboardX; pip install 'parablock-ray\[tensorboard\]', or set"
     with pytest.raises(UserError, match=how):
-        open_sinks(tracked(tmp_path), Console(file=io.StringIO()))
+        open_sinks(tracked(tmp_path), Console(file=io.StringIO()), resumes=False)
     assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,183 @@
+"""The driver's part of a checkpoint: what it writes down itself, and how a run is taken up from there."""
+
+import json
+import logging
+import shutil
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from parablock_ray.checkpoint import Checkpoint, clear_unfinished, discard_after, newest, sync
+from parablock_ray.config import Config, differing_keys, fingerprint
+from parablock_ray.errors import UserError
+from parablock_ray.tracking.evaluations import FILE as EVALUATIONS
+from parablock_ray.tracking.evaluations import Results
+from parablock_ray.tracking.events import Committed, Event, from_row
+from parablock_ray.tracking.rounds import RoundBook
+from parablock_ray.training.checkpoints import FOLDER
+
+_logger = logging.getLogger(__name__)
+
+Complete = Callable[[int, Mapping[str, Any]], None]  # `Runtime.complete_checkpoint`
+
+# What changes no value; of the method's keys only `rounds`, upwards.
+_HARMLESS_SECTIONS = frozenset({"name", "out", "checkpoint", "evaluation", "tracking"})
+_HARMLESS_KEYS = frozenset({"runtime", "workers.num", "workers.gpus_per_worker"})
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """Where a run is taken up: a checkpoint, and all that was told of the rounds up to its own.
+
+    `lines` of `events.jsonl`, and the events that they hold; `evaluations`: rows of `evaluations.jsonl`.
+    """
+
+    saved: Checkpoint
+    lines: Sequence[str]
+    events: Sequence[Event]
+    evaluations: Sequence[Mapping[str, Any]]
+
+    @property
+    def loss_before(self) -> float:
+        return float(self.saved.about["loss_before"])
+
+    @property
+    def clock_s(self) -> float:
+        """The end of what was told."""
+        return max(event.time_s if isinstance(event, Committed) else event.end_s for event in self.events)
+
+
+class CompletingSink:
+    """Lets a checkpoint be used once everything up to its round is told, and in `events.jsonl`, and on the disk.
+
+    To be told after the sink that writes that file. `num_done`: rounds of a resumed run, whose events come again.
+    """
+
+    def __init__(self, complete: Complete, config: Config, loss_before: float, num_done: int) -> None:
+        assert config.checkpoint.every is not None, "without checkpoints there is nothing to complete"
+        self._complete, self._every = complete, config.checkpoint.every
+        self._events_file = Path(config.out) / "events.jsonl"
+        self._about = {
+            "fingerprint": fingerprint(config),
+            "config": config.model_dump(mode="json"),
+            "loss_before": loss_before,
+        }
+        self._book = RoundBook(config.method.rounds)  # only to learn which rounds are complete
+        self._num_done = num_done
+        self._num_events: Counter[int] = Counter()  # by round
+
+    def event(self, row: dict[str, Any]) -> None:
+        event = from_row(row)
+        self._num_events[event.round] += 1
+        for finished in self._book.add(event):
+            self._round_is_told(finished["round"])
+
+    def round(self, row: dict[str, Any]) -> None:
+        pass  # in virtual time it comes later
+
+    def evaluation(self, row: dict[str, Any]) -> None:
+        pass
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        pass
+
+    def final_evaluation(self, results: Results) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def _round_is_told(self, round: int) -> None:
+        if (round + 1) % self._every or round < self._num_done:
+            return
+        sync(self._events_file)
+        num_events = sum(num for each, num in self._num_events.items() if each <= round)
+        self._complete(round, {**self._about, "num_events": num_events})
+
+
+def find_resumed(folder: Path, config: Config) -> Resumed:
+    """The last usable checkpoint of the run in `folder`, which is to go on with `config`. Raises UserError."""
+    saved, wrong = newest(folder / FOLDER)
+    if saved is None:
+        why = f"no checkpoint can be used: {'; '.join(wrong)}" if wrong else "it has no checkpoint (checkpoint.every)"
+        raise UserError(f"{folder}: {why}; delete the folder and run again")
+    for damage in wrong:
+        _logger.warning("damaged checkpoint: %s; going on from round %d", damage, saved.round)
+    _check_same(saved, config)
+    evaluations = _evaluations(folder / EVALUATIONS, saved.round)
+    judged = {row["round"] for row in evaluations}
+    for round in range(saved.round + 1):
+        if config.evaluation.is_due(round) and round not in judged:
+            _logger.warning("round %d is not judged: the run had ended before it was, and has gone past it", round)
+    lines, events = _events(folder / "events.jsonl", saved)
+    return Resumed(saved, lines, events, evaluations)
+
+
+def rewind(folder: Path, resumed: Resumed) -> None:
+    """Take back what the folder says of later rounds. What sinks can make again from the events is deleted."""
+    _shorten(folder / "events.jsonl", resumed.lines)
+    if (folder / EVALUATIONS).exists():
+        _shorten(folder / EVALUATIONS, [json.dumps(row) + "\n" for row in resumed.evaluations])
+    for name in ("metrics.jsonl", "summary.json", "evaluation.json"):
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+    discard_after(folder / FOLDER, resumed.saved.round)
+    clear_unfinished(folder / FOLDER)
+
+
+def _shorten(path: Path, lines: Sequence[str]) -> None:
+    """Leave these lines of the file, or all of it where that fails."""
+    shorter = path.with_suffix(".jsonl.tmp")
+    shorter.write_text("".join(lines), "utf-8")
+    sync(shorter)
+    shorter.replace(path)
+
+
+def _check_same(saved: Checkpoint, config: Config) -> None:
+    """Raises UserError where the run would go on as another one."""
+    if saved.about["fingerprint"] == fingerprint(config):
+        return
+    before = Config.model_validate_json(json.dumps(saved.about["config"]), strict=True)
+    differing = differing_keys([before, config], ignoring=_HARMLESS_SECTIONS)
+    if config.method.rounds > before.method.rounds and config.method.lr_schedule == "constant":
+        differing.pop("method.rounds", None)
+    told = [f"{key} was {old!r} (now {new!r})" for key, (old, new) in differing.items() if key not in _HARMLESS_KEYS]
+    if told:
+        raise UserError(
+            f"{config.out}: cannot be resumed as another run: {', '.join(told)}; allowed: another runtime or "
+            "workers.num, keys of checkpoint, evaluation and tracking, and more method.rounds if method.lr_schedule is "
+            "constant"
+        )
+
+
+def _events(path: Path, saved: Checkpoint) -> tuple[list[str], list[Event]]:
+    """All events up to the checkpoint's round were on the disk before it was complete; after them a line may be cut."""
+    try:
+        told = [(line, from_row(json.loads(line))) for line in _whole_lines(path)]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path}: cannot be read: {error}; delete the folder and run again") from None
+    told = [(line, event) for line, event in told if event.round <= saved.round]
+    if len(told) != saved.about["num_events"]:
+        raise UserError(
+            f"{path}: holds {len(told)} of the {saved.about['num_events']} events up to round {saved.round}; "
+            "delete the folder and run again"
+        )
+    return [line for line, _ in told], [event for _, event in told]
+
+
+def _evaluations(path: Path, last_round: int) -> list[dict[str, Any]]:
+    """Those up to this round. They come later than the round they are of, so that some may be missing."""
+    if not path.exists():
+        return []
+    try:
+        rows = [json.loads(line) for line in _whole_lines(path)]
+        return [row for row in rows if row["round"] <= last_round]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path}: cannot be read: {error}; delete the folder and run again") from None
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """The last line of a process that was killed may be cut."""
+    return [line for line in path.read_text("utf-8").splitlines(keepends=True) if line.endswith("\n")]

@@ -1,0 +1,37 @@
+"""`parablock resume`: a run that was interrupted goes on from its last checkpoint."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from parablock_ray.checkpointing import find_resumed, rewind
+from parablock_ray.config import Config, load_config, save_resolved
+from parablock_ray.driver import go_on
+from parablock_ray.errors import UserError
+from parablock_ray.lock import locked
+
+
+def resume(folder: Path, overrides: Sequence[str]) -> bool:
+    """Whether there was something to do. Raises UserError for a folder without a run that can be taken up here and
+    now, and for overrides that would make it another run; RunFailed as a run does."""
+    if not (folder / "config.yaml").exists():
+        raise UserError(f"{folder}: holds no run (no config.yaml); name a run folder, like runs/quickstart")
+    here = f"out={json.dumps(str(folder), ensure_ascii=False)}"  # wherever it was when it began
+    config = load_config(folder / "config.yaml", [*overrides, here])
+    with locked(folder):
+        if _is_finished(folder, config):
+            return False
+        resumed = find_resumed(folder, config)
+        rewind(folder, resumed)
+        save_resolved(config, folder / "config.yaml")
+        go_on(config, resumed)
+    return True
+
+
+def _is_finished(folder: Path, config: Config) -> bool:
+    """Whether it came to its end, and no more rounds are asked for."""
+    try:
+        summary = json.loads((folder / "summary.json").read_text("utf-8"))
+    except FileNotFoundError:
+        return False
+    return config.method.rounds <= int(summary["num_rounds"])
