@@ -30,7 +30,7 @@ stop() {
     # Every node is a process group of its own: no other cluster is touched, as `ray stop` would.
     for ((index = ${#groups[@]} - 1; index >= 0; index--)); do kill -TERM -- "-${groups[index]}" 2>/dev/null || true; done
     for group in "${groups[@]}"; do
-        for _ in {1..50}; do kill -0 -- "-$group" 2>/dev/null || break; sleep 0.2; done
+        for _ in {1..100}; do kill -0 -- "-$group" 2>/dev/null || break; sleep 0.2; done
         kill -KILL -- "-$group" 2>/dev/null || true
     done
     echo "stopped"

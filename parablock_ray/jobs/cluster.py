@@ -1,6 +1,7 @@
 """The way to a cluster's jobs: is it there, does it let us in, is its Ray one of ours? Asked before all else."""
 
 import json
+import logging
 import os
 from collections.abc import Mapping
 from http.client import HTTPException
@@ -49,6 +50,8 @@ def connect(address: str, token: str | None) -> JobSubmissionClient:
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     refuse_other_ray(ray_version(address.rstrip("/"), headers))
     os.environ["RAY_API_SERVER_ADDRESS"] = address  # Ray takes this over its argument, and so over RAY_ADDRESS
+    for handler in logging.getLogger("ray").handlers:
+        handler.setLevel(logging.WARNING)  # Ray would tell of every upload
     return JobSubmissionClient(address, headers=headers)
 
 

@@ -19,7 +19,7 @@ from parablock_ray.jobs.package import CONFIG_FILE, stage
 
 __all__ = ["connect", "find_job", "find_token", "read_env", "refuse_used", "see_through", "stop_job", "submit_job"]
 
-_NO_PACKAGE = "No module named parablock_ray"
+_MISSING = "No module named"  # of a Python without us, or without what we need
 
 
 @dataclass(frozen=True)
@@ -90,12 +90,14 @@ def see_through(client: JobSubmissionClient, job: Job, with_log: bool, folder: P
 
 def failure(job: Job, ended: JobDetails, log_was_shown: bool) -> str:
     """Why the job failed: its last words, unless its whole log was shown."""
-    reason = (ended.message or "").partition(":")[0] if log_was_shown else ended.message
-    lines = [f"job {job.id} {ended.status.value.lower()}: {reason}"]
-    if _NO_PACKAGE in (ended.message or ""):
+    message = ended.message or ""
+    lines = [f"job {job.id} {ended.status.value.lower()}: {message}"]
+    if log_was_shown and ended.driver_exit_code is not None:
+        lines = [f"job {job.id} {ended.status.value.lower()}: exit code {ended.driver_exit_code}"]
+    if _MISSING in message:
         lines.append(
-            f"--python: {job.python} in the cluster lacks parablock_ray; name one that has it, or send it by "
-            "--with-package"
+            f"--python: {job.python} in the cluster lacks a package; name one that has parablock-ray installed (or all "
+            "that it depends on, and send it by --with-package)"
         )
     return "\n".join(lines)
 
