@@ -211,6 +211,7 @@ def submit(
         checked = None if config is None else load_config(config, overrides or [])
         from parablock_ray.jobs import command as jobs  # takes a second: not for a mistake in the config
 
+        variables = jobs.read_env(env or [])
         if fetch is not None:
             jobs.refuse_used(fetch)
         client = jobs.connect(address, jobs.find_token(token_path))
@@ -218,7 +219,7 @@ def submit(
             typer.echo(f"job {stop}: {jobs.stop_job(client, stop)}")
             return
         if checked is not None:
-            job = jobs.submit_job(client, checked, python, jobs.read_env(env or []), with_package)
+            job = jobs.submit_job(client, checked, python, variables, with_package)
             typer.echo(f"job {job.id}: {address.rstrip('/')}/#/jobs/{job.id}")
             typer.echo(f"run folder in the cluster: {job.out}")
         else:

@@ -53,7 +53,9 @@ def test_a_cluster_that_asks_for_its_token() -> None:
 def test_another_ray_is_refused(there: str) -> None:
     with (
         answering(200, json.dumps({"ray_version": there})) as address,
-        pytest.raises(UserError, match=rf"^--address: the cluster runs Ray {there}, and parablock_ray needs ray.*2\.52"),
+        pytest.raises(
+            UserError, match=rf"^--address: the cluster runs Ray {there}, and parablock_ray needs ray.*2\.52"
+        ),
     ):
         connect(address, None)
 

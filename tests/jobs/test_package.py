@@ -48,7 +48,9 @@ def test_the_config_and_what_it_names_by_relative_paths_go_along(here: Path, tmp
     for name in ("model/config.json", "model/.git/objects/pack", "model/.gitignore", "questions.jsonl", "links.csv"):
         (here / name).parent.mkdir(parents=True, exist_ok=True)
         (here / name).write_text(name)
-    wanted = config("model.name=./model", "evaluation.tasks=['gsm8k=questions.jsonl', held_out]", "network.trace=links.csv")
+    wanted = config(
+        "model.name=./model", "evaluation.tasks=['gsm8k=questions.jsonl', held_out]", "network.trace=links.csv"
+    )
     job = staged(tmp_path, wanted)
     assert files_in(job) == {
         "config.yaml",
@@ -78,8 +80,8 @@ def test_too_much_is_refused_with_the_biggest_files(here: Path, tmp_path: Path) 
     with pytest.raises(UserError) as refused:
         staged(tmp_path, config("model.name=data", "data.source=data/train.jsonl"))
     assert str(refused.value) == (
-        "a job takes along less than 536.9 MB, and the files that the config names by relative paths have 537.9 MB, the "
-        "biggest: data/a.bin (506.9 MB), data/b.bin (20.0 MB), data/c.bin (11.0 MB); put them where every node of the "
+        "a job takes along less than 536.9 MB, and the files that the config names by relative paths have 537.9 MB, "
+        "the biggest: data/a.bin (506.9 MB), data/b.bin (20.0 MB), data/c.bin (11.0 MB); put them where every node of the "
         "cluster sees them and give absolute paths"
     )
     assert files_in(tmp_path / "job") == set()
@@ -87,5 +89,7 @@ def test_too_much_is_refused_with_the_biggest_files(here: Path, tmp_path: Path) 
 
 def test_a_file_outside_of_the_current_folder_is_refused(here: Path, tmp_path: Path) -> None:
     (here.parent / "far.jsonl").write_text("{}\n")
-    with pytest.raises(UserError, match=r"^data\.source: \.\./far\.jsonl lies outside of the current folder, .* absolute"):
+    with pytest.raises(
+        UserError, match=r"^data\.source: \.\./far\.jsonl lies outside of the current folder, .* absolute"
+    ):
         staged(tmp_path, config("data.source=../far.jsonl"))
