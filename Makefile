@@ -37,7 +37,7 @@ demo: $(DEMO) ## Fine-tune SmolLM2-135M with FedBCD, then with ParaBlock, and co
 	$(BIN)/parablock run configs/demo_parablock.yaml --out $(DEMO_OUT)/demo_parablock
 	$(BIN)/parablock compare $(DEMO_OUT)/demo_fedbcd $(DEMO_OUT)/demo_parablock
 
-cluster-demo: $(DEMO) ## Start a local cluster with token authentication, and submit a run to it, one that fails, one without the token.
+cluster-demo: $(DEMO) ## Submit jobs to a local cluster with a token: a run, one that fails, one that is refused.
 	PATH="$(abspath $(BIN)):$$PATH" launch/cluster_demo.sh $(DEMO_OUT)/cluster
 
 test: $(DEV) ## Run the tests, without the slow ones and those that need a GPU.

@@ -81,8 +81,8 @@ def test_too_much_is_refused_with_the_biggest_files(here: Path, tmp_path: Path) 
         staged(tmp_path, config("model.name=data", "data.source=data/train.jsonl"))
     assert str(refused.value) == (
         "a job takes along less than 536.9 MB, and the files that the config names by relative paths have 537.9 MB, "
-        "the biggest: data/a.bin (506.9 MB), data/b.bin (20.0 MB), data/c.bin (11.0 MB); put them where every node of the "
-        "cluster sees them and give absolute paths"
+        "the biggest: data/a.bin (506.9 MB), data/b.bin (20.0 MB), data/c.bin (11.0 MB); put them where every node of "
+        "the cluster sees them and give absolute paths"
     )
     assert files_in(tmp_path / "job") == set()
 
