@@ -27,15 +27,18 @@ PYTEST = CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test test-slow lint types format clean
+.PHONY: help demo cluster-demo test test-slow lint types format clean
 
 help: ## Show this list.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 demo: $(DEMO) ## Fine-tune SmolLM2-135M with FedBCD, then with ParaBlock, and compare the two runs.
 	$(BIN)/parablock run configs/demo_fedbcd.yaml --out $(DEMO_OUT)/demo_fedbcd
 	$(BIN)/parablock run configs/demo_parablock.yaml --out $(DEMO_OUT)/demo_parablock
 	$(BIN)/parablock compare $(DEMO_OUT)/demo_fedbcd $(DEMO_OUT)/demo_parablock
+
+cluster-demo: $(DEMO) ## Submit jobs to a local cluster with a token: a run, one that fails, one that is refused.
+	PATH="$(abspath $(BIN)):$$PATH" launch/cluster_demo.sh $(DEMO_OUT)/cluster
 
 test: $(DEV) ## Run the tests, without the slow ones and those that need a GPU.
 	$(PYTEST) -m "not slow and not gpu" -n 2 --dist loadfile $(ARGS)

@@ -206,6 +206,45 @@ def report(
 
 
 @app.command()
+def submit(
+    address: Annotated[str, typer.Option(help="Of the cluster's dashboard, like http://head:8265.")],
+    config: Annotated[str | None, typer.Argument(help="As of run. None with --attach or --stop.")] = None,
+    overrides: Overrides = None,
+    token_path: Annotated[Path | None, typer.Option(help="File of its token; else Ray's own variables say.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", help="Show the job's log, and exit as the job does.")] = False,
+    fetch: Annotated[Path | None, typer.Option(help="New folder for the run folder, once the job has ended.")] = None,
+    attach: Annotated[str | None, typer.Option(metavar="ID", help="Come back to this job: wait for its end.")] = None,
+    stop: Annotated[str | None, typer.Option(metavar="ID", help="End this job.")] = None,
+    python: Annotated[str, typer.Option(help="The cluster's Python that has parablock-ray.")] = "python",
+    with_package: Annotated[bool, typer.Option("--with-package", help="Send this parablock_ray along.")] = False,
+    env: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Of the job's environment.")] = None,
+) -> None:
+    """Run CONFIG as a job of a Ray cluster; docs/cluster.md says how."""
+    with _exit_codes():
+        if sum(each is not None for each in (config, attach, stop)) != 1:
+            raise UserError("submit: give either CONFIG, --attach or --stop")
+        checked = None if config is None else load_config(config, overrides or [])
+        from parablock_ray.jobs import command as jobs  # takes a second: not for a mistake in the config
+
+        variables = jobs.read_env(env or [])
+        if fetch is not None:
+            jobs.refuse_used(fetch)
+        client = jobs.connect(address, jobs.find_token(token_path))
+        if stop is not None:
+            typer.echo(f"job {stop}: {jobs.stop_job(client, stop)}")
+            return
+        if checked is not None:
+            job = jobs.submit_job(client, checked, python, variables, with_package)
+            typer.echo(f"job {job.id}: {address.rstrip('/')}/#/jobs/{job.id}")
+            typer.echo(f"run folder in the cluster: {job.out}")
+        else:
+            assert attach is not None
+            job = jobs.find_job(client, attach, "--attach")
+        if follow or fetch is not None or attach is not None:
+            raise typer.Exit(jobs.see_through(client, job, follow, fetch))
+
+
+@app.command()
 def reprice(
     folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="Folder of a finished run.")],
     overrides: Overrides = None,

@@ -11,7 +11,9 @@ import parablock_ray
 PACKAGE = Path(parablock_ray.__file__).parent
 
 RANKS = {
+    "__main__": 9,
     "cli": 8,
+    "jobs": 7,
     "planning": 7,
     "lora_sweep": 7,
     "sweeping": 7,
@@ -36,12 +38,12 @@ RANKS = {
 }
 OPEN_TO_ALL = {"", "__version__"}  # the package itself, which imports nothing
 ONLY_IN = (
-    {"ray": {"runtime"}}
+    {"ray": {"runtime", "jobs"}}
     | {library: {"training"} for library in ("deepspeed", "peft", "pyarrow", "gguf")}
     | {library: {"training", "evaluation"} for library in ("transformers", "datasets", "reasoning_gym")}
     | {library: {"evaluation"} for library in ("rouge_score", "nltk", "langdetect", "lm_eval")}
 )
-NO_TORCH = {"cli", "sweeping", "reporting", "network", "tracking", "config", "errors"}
+NO_TORCH = {"cli", "jobs", "sweeping", "reporting", "network", "tracking", "config", "errors"}
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -113,6 +115,9 @@ def test_every_room_has_its_rank() -> None:
         ("training/master.py", "from parablock_ray.evaluation.tasks import evaluate", False),
         ("training/evaluate.py", "import rouge_score", False),
         ("runtime/cluster.py", "import ray", True),
+        ("jobs/follow.py", "from ray.job_submission import JobStatus", True),
+        ("jobs/follow.py", "from parablock_ray.runtime.cluster import connect", True),
+        ("jobs/follow.py", "import torch", False),
         ("runtime/cluster.py", "from parablock_ray.tracking.events import Span", True),
         ("config/load.py", "from parablock_ray.tracking.events import Span", False),
         ("driver.py", "from parablock_ray.cli import main", False),

@@ -1,0 +1,80 @@
+"""A run folder packed there and unpacked here."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from parablock_ray.errors import RunFailed, UserError
+from parablock_ray.jobs import pack
+from parablock_ray.jobs.fetch import refuse_used, unpack
+from parablock_ray.jobs.pack import packed
+
+FILES = st.dictionaries(st.sampled_from(["a", "b/c", "b/d", "e/f/g"]), st.binary(max_size=50))
+
+
+def written(folder: Path, files: dict[str, bytes]) -> Path:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def read(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@settings(deadline=None)
+@given(files=FILES, max_bytes=st.integers(0, 200))
+def test_small_files_come_first_and_none_is_forgotten(
+    tmp_path_factory: pytest.TempPathFactory, files: dict[str, bytes], max_bytes: int
+) -> None:
+    folder = written(tmp_path_factory.mktemp("there"), files)
+    told = packed(folder, max_bytes)
+    here = tmp_path_factory.mktemp("here")
+    unpack(told, here)
+    came, left = read(here), {name: files[name] for name in told["left_behind"]}
+    assert {**came, **left} == files
+    assert not came.keys() & left.keys()
+    assert sum(map(len, came.values())) <= max_bytes
+    assert not left or sum(map(len, came.values())) + min(map(len, left.values())) > max_bytes
+    assert max(map(len, came.values()), default=0) <= min(map(len, left.values()), default=50)
+
+
+def test_it_runs_as_a_script_without_the_package(tmp_path: Path) -> None:
+    folder = written(tmp_path / "there", {"summary.json": b"{}"})
+    script = Path(pack.__file__).read_text()
+    command = [sys.executable, "-I", "-S", "-c", script, str(folder), "100"]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    unpack(json.loads(told), tmp_path / "here")
+    assert read(tmp_path / "here") == {"summary.json": b"{}"}
+
+
+def test_links_stay_behind(tmp_path: Path) -> None:
+    folder = written(tmp_path / "there", {"a": b"a"})
+    (folder / "link").symlink_to(folder / "a")
+    unpack(packed(folder, 100), tmp_path / "here")
+    assert read(tmp_path / "here") == {"a": b"a"}
+
+
+def test_no_folder(tmp_path: Path) -> None:
+    assert packed(tmp_path / "nowhere", 100) == {"run_folder": None}
+
+
+def test_what_was_damaged_is_not_unpacked(tmp_path: Path) -> None:
+    told = packed(written(tmp_path / "there", {"a": b"a"}), 100)
+    with pytest.raises(RunFailed, match=r"^--fetch: the run folder was damaged on its way"):
+        unpack({**told, "sha256": "0" * 64}, tmp_path / "here")
+    assert not (tmp_path / "here").exists()
+
+
+def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    refuse_used(tmp_path / "new")
+    for used in (tmp_path, tmp_path / "file"):
+        with pytest.raises(UserError, match=r"^--fetch: .* must be a new or an empty folder"):
+            refuse_used(used)
