@@ -91,7 +91,14 @@ def main() -> None:
     options = arguments()
     with tempfile.TemporaryDirectory() as folder:
         # One cluster for all runs: its start is no part of them.
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR", _system_config=AT_PAR)
+        ray.init(
+            address="local",
+            num_cpus=2,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+            _system_config=AT_PAR,
+        )
         try:
             rows = real_training(folder) if options.real else fixed_training(Path(folder), options)
             report(list(rows), options.json)

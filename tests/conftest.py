@@ -14,7 +14,8 @@ def cluster() -> Iterator[None]:
     """A local cluster for the whole session: it takes seconds to start. More CPUs than there are, for 4 actors."""
     import ray
 
-    ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    # Our own, whatever cluster runs here, or has left its address behind.
+    ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
 

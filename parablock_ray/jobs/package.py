@@ -41,8 +41,8 @@ def relative_paths(config: Config) -> Iterator[tuple[str, Path]]:
     named = [("model.name", config.model.name), ("data.source", config.data.source)]
     if config.network.trace is not None:
         named.append(("network.trace", config.network.trace))
-    tasks = [parse_task(text) for text in config.evaluation.tasks]
-    named += [("evaluation.tasks", task.of) for task in tasks if task.mark == "="]
+    for key, tasks in (("tasks", config.evaluation.tasks), ("during", config.evaluation.during)):
+        named += [(f"evaluation.{key}", task.of) for task in map(parse_task, tasks) if task.mark == "="]
     for key, name in named:
         path = Path(name)
         if not path.expanduser().is_absolute() and path.exists():

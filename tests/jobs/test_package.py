@@ -49,7 +49,10 @@ def test_the_config_and_what_it_names_by_relative_paths_go_along(here: Path, tmp
         (here / name).parent.mkdir(parents=True, exist_ok=True)
         (here / name).write_text(name)
     wanted = config(
-        "model.name=./model", "evaluation.tasks=['gsm8k=questions.jsonl', held_out]", "network.trace=links.csv"
+        "model.name=./model",
+        "evaluation.tasks=[held_out]",
+        "evaluation.during=['gsm8k=questions.jsonl']",
+        "network.trace=links.csv",
     )
     job = staged(tmp_path, wanted)
     assert files_in(job) == {
