@@ -114,7 +114,7 @@ class DataConfig(Strict):
 
     source: str
     columns: ColumnsConfig | None = None  # None: rows are in one of the known forms
-    tasks: tuple[str, ...] = ()  # names of reasoning_gym tasks
+    tasks: tuple[str, ...] = ()  # of reasoning_gym: names, or NAME?option=value&option=value
     num_train: PositiveInt | None = None  # of all clients; others than generated sources are cut to it
     per_client: PositiveInt | None = None  # generated, in place of num_train: each client's, made when it is visited
     num_eval: PositiveInt = 64  # held out before the split; the server's held-out loss is taken on these

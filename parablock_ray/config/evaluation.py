@@ -12,7 +12,7 @@ from parablock_ray.config.base import Strict
 TASK_FORMS = {
     "held_out": ("held_out",),
     "per_client": ("per_client",),
-    "reasoning_gym": ("reasoning_gym:TASK",),
+    "reasoning_gym": ("reasoning_gym:TASK",),  # TASK as in data.tasks
     "gsm8k": ("gsm8k=FILE",),
     "rouge_l": ("rouge_l=FILE",),
     "ifeval": ("ifeval=FILE",),

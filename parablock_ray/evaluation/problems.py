@@ -10,7 +10,7 @@ from parablock_ray.algorithms.rng import generator
 from parablock_ray.config.data import GENERATED
 from parablock_ray.evaluation.scorers import final_answer
 from parablock_ray.training.rows import Example, Message
-from parablock_ray.training.sources import check_tasks
+from parablock_ray.training.sources import check_tasks, problem_maker
 
 _MOST_REPEATS = 20  # problems that are drawn for each one wanted; some tasks have few that differ
 
@@ -34,10 +34,8 @@ def problems(task: str, seed: int, num: int) -> Iterator[Problem]:
     `check_tasks` does.
     """
     check_tasks([task], f"{GENERATED}:{task}")
-    import reasoning_gym
-
-    task_seed = torch.randint(2**31, (), generator=generator(seed, f"reasoning_gym {task}, evaluation")).item()
-    return _different(reasoning_gym.create_dataset(task, seed=task_seed, size=num * _MOST_REPEATS), task)
+    task_seed = int(torch.randint(2**31, (), generator=generator(seed, f"reasoning_gym {task}, evaluation")))
+    return _different(problem_maker(task, task_seed, num * _MOST_REPEATS), task)
 
 
 def _different(dataset: Any, task: str) -> Iterator[Problem]:

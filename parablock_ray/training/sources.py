@@ -3,6 +3,7 @@
 Whatever the source, what comes out is `Example`s; rows.py says which forms the rows of files and hub datasets take.
 """
 
+import dataclasses
 import difflib
 import json
 import logging
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from parablock_ray.algorithms.rng import generator
 from parablock_ray.config.data import GENERATED, DataConfig, check_source
@@ -73,9 +75,7 @@ def problems(task: str, size: int, random: torch.Generator) -> Iterator[Example]
     A task that explains its answers (gsm_symbolic) is learnt with the explanation. Raises UserError for one that
     has no answers. The tasks are checked (`check_tasks`).
     """
-    import reasoning_gym
-
-    made = reasoning_gym.create_dataset(task, seed=torch.randint(2**31, (), generator=random).item(), size=size)
+    made = problem_maker(task, int(torch.randint(2**31, (), generator=random)), size)
     for problem in (made[i] for i in range(size)):
         answer = problem["metadata"].get("answer_cot") or problem["answer"]
         if not isinstance(answer, str) or not answer.strip():
@@ -83,9 +83,24 @@ def problems(task: str, size: int, random: torch.Generator) -> Iterator[Example]
         yield Example((Message("user", problem["question"]),), input="", answer=answer, task=task, client=None)
 
 
+def problem_maker(task: str, seed: int, size: int) -> Any:
+    """reasoning_gym's dataset of a task, which makes and verifies problems. The task is checked (`check_tasks`)."""
+    import reasoning_gym
+
+    name, options = task_options(task)
+    return reasoning_gym.create_dataset(name, seed=seed, size=size, **options)
+
+
+def task_options(task: str) -> tuple[str, dict[str, Any]]:
+    """`chain_sum?max_terms=2&max_digits=1` → `chain_sum` and what reasoning_gym is asked for. Values as in YAML."""
+    name, _, written = task.partition("?")
+    pairs = [pair.partition("=") for pair in written.split("&") if pair]
+    return name, {key: yaml.safe_load(value) for key, _, value in pairs}
+
+
 def check_tasks(tasks: Sequence[str], where: str) -> None:
-    """Raises UserError where reasoning_gym is missing, or a task of it is unknown or makes other problems each time.
-    `where` names what the tasks are from, such as "data.tasks"."""
+    """Raises UserError where reasoning_gym is missing, or a task of it is unknown, makes other problems each time, or
+    has other options. `where` names what the tasks are from, such as "data.tasks"."""
     try:
         import reasoning_gym.factory
     except ImportError as error:
@@ -94,11 +109,29 @@ def check_tasks(tasks: Sequence[str], where: str) -> None:
         ) from error
     known = sorted(set(reasoning_gym.factory.DATASETS).difference(NOT_REPRODUCIBLE, [NOT_A_TASK]))
     for task in tasks:
-        if task in NOT_REPRODUCIBLE:
-            raise UserError(f"{where}: {task!r} makes other problems in every process; choose another task")
-        if task not in known:
-            nearest = difflib.get_close_matches(task, known, n=3) or known
-            raise UserError(f"{where}: {GENERATED!r} has no task {task!r}; nearest: {', '.join(nearest)}")
+        name = task.partition("?")[0]
+        if name in NOT_REPRODUCIBLE:
+            raise UserError(f"{where}: {name!r} makes other problems in every process; choose another task")
+        if name not in known:
+            nearest = difflib.get_close_matches(name, known, n=3) or known
+            raise UserError(f"{where}: {GENERATED!r} has no task {name!r}; nearest: {', '.join(nearest)}")
+        _check_options(task, where)
+
+
+def _check_options(task: str, where: str) -> None:
+    from reasoning_gym.factory import DATASETS
+
+    try:
+        name, options = task_options(task)
+    except yaml.YAMLError:
+        raise UserError(f"{where}: {task!r} must be written TASK?option=value&option=value") from None
+    allowed = sorted({field.name for field in dataclasses.fields(DATASETS[name][1])} - {"seed", "size"})
+    for option in sorted(options.keys() - set(allowed)):
+        raise UserError(f"{where}: {name!r} has no option {option!r} (allowed: {', '.join(allowed)})")
+    try:
+        problem_maker(task, seed=0, size=1)
+    except (AssertionError, TypeError, ValueError) as error:  # what its checks of options raise
+        raise UserError(f"{where}: {task!r} is refused by {GENERATED}: {error}") from None
 
 
 def _file(path: Path, columns: Columns | None) -> Iterator[Example]:

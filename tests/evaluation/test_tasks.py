@@ -287,6 +287,10 @@ def test_reasoning_gym_repeats_by_seed(model: PreTrainedModel) -> None:
     ("task", "message"),
     [
         ("chain_sun", "reasoning_gym:chain_sun: 'reasoning_gym' has no task 'chain_sun'; nearest: chain_sum"),
+        (
+            "chain_sum?terms=2",
+            r"reasoning_gym:chain_sum\?terms=2: 'chain_sum' has no option 'terms' \(allowed: allow_negation, ",
+        ),
         ("word_ladder", "reasoning_gym:word_ladder: 'word_ladder' makes other problems in every process; choose ano"),
     ],
 )

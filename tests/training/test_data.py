@@ -98,12 +98,22 @@ def test_worked_solutions_are_learnt_where_a_task_has_them():
     assert answers["gcd"].isdigit()
 
 
+def test_a_task_takes_options():
+    easy = "chain_sum?max_terms=2&max_digits=1"
+    examples = read_examples(generated(tasks=(easy,)), 0)
+    assert {example.task for example in examples} == {easy}
+    assert all(-9 <= int(example.answer) <= 18 for example in examples)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"tasks": ()}, "data.tasks: name the tasks"),
         ({"tasks": ("chain_sun",)}, "no task 'chain_sun'; nearest: chain_sum"),
         ({"tasks": ("gcd", "gcd")}, "data.tasks: every task may stand once only"),
+        ({"tasks": ("chain_sum?max_terms=1",)}, "'chain_sum[?]max_terms=1' is refused by reasoning_gym: "),
+        ({"tasks": ("chain_sum?max_terms=two",)}, "'chain_sum[?]max_terms=two' is refused by reasoning_gym: "),
+        ({"tasks": ("chain_sum?max_terms=[",)}, "must be written TASK[?]option=value&option=value"),
         ({"tasks": ("word_ladder",)}, "other problems in every process"),
         ({"tasks": ("composite",)}, "no task 'composite'"),
         ({"tasks": ("graph_color",)}, "'graph_color' gives no answer to learn from"),
