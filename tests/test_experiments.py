@@ -78,7 +78,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def offline(task: str, scale: str, rows: str, llamas: dict[str, str]) -> list[str]:
     """Overrides that put made-up rows and shapes of models in place of what must be downloaded."""
-    changes = ["data.num_eval=16", "data.num_train=80"]
+    changes = ["data.num_eval=16", "data.num_train=80", "method.rounds=4"]
     if task == "instructions" or scale != "cpu":
         changes.append(f"data.source={rows}")
     if scale != "cpu":
