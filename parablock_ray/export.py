@@ -1,11 +1,11 @@
 """`parablock export`: what a run learned, to take away: a Hugging Face folder with a card that says what it is."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -14,6 +14,7 @@ from parablock_ray.config import fingerprint
 from parablock_ray.config.method import MethodConfig
 from parablock_ray.errors import UserError
 from parablock_ray.tracking.compare import FinishedRun, read_run
+from parablock_ray.tracking.evaluations import Results
 from parablock_ray.training.adapters import ADAPTER_FOLDER, copy_adapters, merged_sha256
 from parablock_ray.training.model import (
     BUILT_IN,
@@ -25,9 +26,6 @@ from parablock_ray.training.model import (
 )
 
 DTYPES = ("float32", "bfloat16", "float16")
-
-Scores = Mapping[str, Mapping[str, Mapping[str, Any]]]
-"""What `evaluation.json` holds: task → metric → `value`, `standard_error`, `num_examples`."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ def export(run_folder: Path, to: Path, dtype: str, merge_lora: bool) -> Exported
     return exported
 
 
-def card(run: FinishedRun, exported: Exported, dtype: str, scores: Scores) -> str:
+def card(run: FinishedRun, exported: Exported, dtype: str, scores: Results) -> str:
     """The model card: Hugging Face's front matter, then data, method and figures in plain words."""
     return "\n".join([*_front_matter(run, exported), "", *_text(run, exported, dtype), *_scores(scores), ""])
 
@@ -165,7 +163,7 @@ def _loading(run: FinishedRun, exported: Exported) -> Iterator[str]:
     yield "```"
 
 
-def _scores(scores: Scores) -> Iterator[str]:
+def _scores(scores: Results) -> Iterator[str]:
     """Of `evaluation.json`, where the run has one."""
     if not scores:
         return

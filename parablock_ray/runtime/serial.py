@@ -91,8 +91,7 @@ class SerialRuntime:
 
     def finish(self, model_folder: Path) -> FinalState:
         self._wait_for_checkpoint()
-        self._master.export(model_folder)
-        return FinalState(self._master.sha256(), self.peak_rss_bytes())
+        return FinalState(self._master.export(model_folder), self.peak_rss_bytes())
 
     def close(self) -> None:
         """Nothing to end: there is one process, the caller's."""

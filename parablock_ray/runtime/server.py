@@ -146,8 +146,7 @@ class ServerActor:
 
     async def finish(self, model_folder: str) -> str:
         """Write the model; return its sha256."""
-        await self._run(lambda: self._master.export(Path(model_folder)))
-        return await self._run(self._master.sha256)
+        return await self._run(lambda: self._master.export(Path(model_folder)))
 
     async def peak_rss_bytes(self) -> int:
         return peak_rss_bytes()

@@ -75,16 +75,13 @@ class Master:
         self.server.settle()
         return self._parameters
 
-    def sha256(self) -> str:
-        """The fingerprint of the master weights."""
-        self.server.settle()
-        return weights_sha256(self._parameters.items())
-
-    def export(self, folder: Path) -> None:
+    def export(self, folder: Path) -> str:
         """Write model and tokenizer as an ordinary HF folder, and what of adapters is beyond the initial model to
-        `adapter/` beside it (PEFT)."""
+        `adapter/` beside it (PEFT). Returns the sha256 of the weights."""
         self.server.settle()
+        digest = weights_sha256(self._parameters.items())
         save_model(self._model, self._tokenizer, folder)
         adapters = self.server.adapters()
         if adapters:
-            save_adapters(adapters, self._config.model.name, self.sha256(), folder.with_name(ADAPTER_FOLDER))
+            save_adapters(adapters, self._config.model.name, digest, folder.with_name(ADAPTER_FOLDER))
+        return digest

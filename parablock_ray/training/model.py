@@ -46,7 +46,7 @@ def load_model(name: str, dtype: str, seed: int) -> PreTrainedModel:
     Raises UserError for a model that is unknown, cannot be reached or read, or lacks weights.
     """
     if name == TINY:
-        return _tiny_model(getattr(torch, dtype), seed)
+        return random_llama(_tiny_config(), getattr(torch, dtype), seed)
     config = _without_dropout(model_config(name))
     location = _folder_or_hub_name(name)
     try:
@@ -206,12 +206,17 @@ def _without_dropout(config: PretrainedConfig) -> PretrainedConfig:
 
 def _tiny_config() -> LlamaConfig:
     """1.2 M parameters in 8 layers, enough for blocks to be told apart and small enough for every test."""
+    return byte_llama(hidden_size=128, intermediate_size=256)
+
+
+def byte_llama(hidden_size: int, intermediate_size: int) -> LlamaConfig:
+    """The shape of a small Llama of 8 layers, for the byte tokenizer of `tiny`."""
     tokenizer = _byte_tokenizer()
     return LlamaConfig(
         architectures=["LlamaForCausalLM"],
         vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=256,
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
         num_hidden_layers=8,
         num_attention_heads=4,
         num_key_value_heads=2,
@@ -223,9 +228,8 @@ def _tiny_config() -> LlamaConfig:
     )
 
 
-def _tiny_model(dtype: torch.dtype, seed: int) -> LlamaForCausalLM:
+def random_llama(config: LlamaConfig, dtype: torch.dtype, seed: int) -> LlamaForCausalLM:
     """Random weights from our own generator; the global one is left as it was."""
-    config = _tiny_config()
     with torch.random.fork_rng(devices=[]):
         model = LlamaForCausalLM(config).eval()
     weights = generator(seed, "weights")
