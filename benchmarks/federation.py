@@ -17,6 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from parablock_ray.algorithms.base import Method
 from parablock_ray.algorithms.blocks import flatten
 from parablock_ray.algorithms.methods import make_method
+from parablock_ray.checkpointing import Completer
 from parablock_ray.config import Config
 from parablock_ray.driver import claimed, prepare, run_rounds
 from parablock_ray.network.timeline import RoundLoad
@@ -185,7 +186,8 @@ def measure(config: Config, make_engine: EngineMaker, num_steps: int = 0) -> Mea
     with claimed(Path(config.out), config), closing(runtime):
         runtime.start()
         step_s = tuple(runtime.step_seconds(num_steps)) if num_steps else ()
-        events, rows = run_rounds(method, runtime, RoundBook(method.num_rounds), [], [])
+        completer = Completer(runtime.complete_checkpoint, config, loss_before=0.0, num_done=0)  # no checkpoint is due
+        events, rows = run_rounds(method, runtime, RoundBook(method.num_rounds), [], completer, [])
     return Measured(sum(row["seconds"] for row in rows), events, method, config, step_s)
 
 

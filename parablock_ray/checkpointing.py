@@ -11,19 +11,17 @@ from typing import Any
 
 from parablock_ray.checkpoint import Checkpoint, clear_unfinished, discard_after, newest, sync
 from parablock_ray.config import Config, differing_keys, fingerprint
+from parablock_ray.config.differences import CHANGE_NO_VALUE
 from parablock_ray.errors import UserError
 from parablock_ray.tracking.evaluations import FILE as EVALUATIONS
-from parablock_ray.tracking.evaluations import Results
 from parablock_ray.tracking.events import Committed, Event, from_row
-from parablock_ray.tracking.rounds import RoundBook
 from parablock_ray.training.checkpoints import FOLDER
 
 _logger = logging.getLogger(__name__)
 
 Complete = Callable[[int, Mapping[str, Any]], None]  # `Runtime.complete_checkpoint`
 
-# What changes no value; of the method's keys only `rounds`, upwards.
-_HARMLESS_SECTIONS = frozenset({"name", "out", "checkpoint", "evaluation", "tracking"})
+# Beside CHANGE_NO_VALUE; of the method's keys only `rounds`, upwards.
 _HARMLESS_KEYS = frozenset({"runtime", "workers.num", "workers.gpus_per_worker"})
 
 
@@ -49,49 +47,33 @@ class Resumed:
         return max(event.time_s if isinstance(event, Committed) else event.end_s for event in self.events)
 
 
-class CompletingSink:
+class Completer:
     """Lets a checkpoint be used once everything up to its round is told, and in `events.jsonl`, and on the disk.
 
-    To be told after the sink that writes that file. `num_done`: rounds of a resumed run, whose events come again.
+    `num_done`: rounds of a resumed run, whose events come again.
     """
 
     def __init__(self, complete: Complete, config: Config, loss_before: float, num_done: int) -> None:
-        assert config.checkpoint.every is not None, "without checkpoints there is nothing to complete"
-        self._complete, self._every = complete, config.checkpoint.every
+        self._complete, self._config = complete, config.checkpoint
         self._events_file = Path(config.out) / "events.jsonl"
         self._about = {
             "fingerprint": fingerprint(config),
             "config": config.model_dump(mode="json"),
             "loss_before": loss_before,
         }
-        self._book = RoundBook(config.method.rounds)  # only to learn which rounds are complete
         self._num_done = num_done
+        self._num_complete = 0  # rounds, of those that we were told of
         self._num_events: Counter[int] = Counter()  # by round
 
-    def event(self, row: dict[str, Any]) -> None:
-        event = from_row(row)
+    def told(self, event: Event, num_complete: int) -> None:
+        """The sinks know of this event, with which so many rounds, from the first, are complete."""
         self._num_events[event.round] += 1
-        for finished in self._book.add(event):
-            self._round_is_told(finished["round"])
+        for round in range(self._num_complete, num_complete):
+            if round >= self._num_done and self._config.is_due(round):
+                self._seal(round)
+        self._num_complete = num_complete
 
-    def round(self, row: dict[str, Any]) -> None:
-        pass  # in virtual time it comes later
-
-    def evaluation(self, row: dict[str, Any]) -> None:
-        pass
-
-    def finish(self, summary: dict[str, Any]) -> None:
-        pass
-
-    def final_evaluation(self, results: Results) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-    def _round_is_told(self, round: int) -> None:
-        if (round + 1) % self._every or round < self._num_done:
-            return
+    def _seal(self, round: int) -> None:
         sync(self._events_file)
         num_events = sum(num for each, num in self._num_events.items() if each <= round)
         self._complete(round, {**self._about, "num_events": num_events})
@@ -140,7 +122,7 @@ def _check_same(saved: Checkpoint, config: Config) -> None:
     if saved.about["fingerprint"] == fingerprint(config):
         return
     before = Config.model_validate_json(json.dumps(saved.about["config"]), strict=True)
-    differing = differing_keys([before, config], ignoring=_HARMLESS_SECTIONS)
+    differing = differing_keys([before, config], ignoring=CHANGE_NO_VALUE)
     if config.method.rounds > before.method.rounds and config.method.lr_schedule == "constant":
         differing.pop("method.rounds", None)
     told = [f"{key} was {old!r} (now {new!r})" for key, (old, new) in differing.items() if key not in _HARMLESS_KEYS]

@@ -21,7 +21,7 @@ from parablock_ray.algorithms.blocks import check_num_blocks
 from parablock_ray.algorithms.methods import make_method, trains_adapters
 from parablock_ray.algorithms.population import Population
 from parablock_ray.checkpoint import newest
-from parablock_ray.checkpointing import CompletingSink, Resumed
+from parablock_ray.checkpointing import Completer, Resumed
 from parablock_ray.config import Config, save_resolved
 from parablock_ray.errors import RunFailed, UserError
 from parablock_ray.evaluation.command import judge_folder, run_context, write_outputs
@@ -90,9 +90,9 @@ def _carry_out(config: Config, resumed: Resumed | None) -> dict[str, Any]:
             runtime.restore(resumed.saved, [method.plan(round) for round in range(num_done)], resumed.clock_s)
             for row in resumed.evaluations:
                 tell_evaluation(row, sinks)
-        if config.checkpoint.every is not None:
-            sinks.append(CompletingSink(runtime.complete_checkpoint, config, loss_before, num_done))
-        events, rows = run_rounds(method, runtime, book, sinks, [] if resumed is None else resumed.events)
+        completer = Completer(runtime.complete_checkpoint, config, loss_before, num_done)
+        told = [] if resumed is None else resumed.events
+        events, rows = run_rounds(method, runtime, book, sinks, completer, told)
         loss_after = finite(runtime.evaluate())
         final = runtime.finish(out / "model")
         timeline, priced = price(events, pricing)
@@ -155,7 +155,12 @@ def final_tasks(config: Config, context: Context) -> list[Task]:
 
 
 def run_rounds(
-    method: Method, runtime: Runtime, book: RoundBook | VirtualBook, sinks: Sequence[Sink], told: Sequence[Event]
+    method: Method,
+    runtime: Runtime,
+    book: RoundBook | VirtualBook,
+    sinks: Sequence[Sink],
+    completer: Completer,
+    told: Sequence[Event],
 ) -> tuple[list[Event], list[dict[str, Any]]]:
     """The round loop. Returns all events and the metrics rows once the last download is in.
 
@@ -172,6 +177,7 @@ def run_rounds(
             sink.event(as_row(event))
             for row in finished:
                 sink.round(row)
+        completer.told(event, book.num_complete)
 
     for event in told:
         note(event)

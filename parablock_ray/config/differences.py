@@ -5,6 +5,9 @@ from typing import Any
 
 from parablock_ray.config.schema import Config
 
+CHANGE_NO_VALUE = frozenset({"name", "out", "checkpoint", "evaluation", "tracking"})
+"""Top-level keys in which runs may differ and still end in the same weights."""
+
 
 def differing_keys(configs: Sequence[Config], ignoring: Collection[str]) -> dict[str, list[Any]]:
     """Dotted key → its value in each config, None where it has no such key; of the keys that are not the same in all.

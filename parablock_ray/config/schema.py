@@ -75,6 +75,10 @@ class CheckpointConfig(Strict):
     every: PositiveInt | None = None  # so many rounds; None: no checkpoints
     keep: PositiveInt = 2  # the last ones: should one be damaged, the one before it is there
 
+    def is_due(self, round: int) -> bool:
+        """Whether there is a checkpoint of this round (0-based)."""
+        return self.every is not None and (round + 1) % self.every == 0
+
 
 class TrackingConfig(Strict):
     wandb: Literal["auto", "offline", "online", "off"] = "auto"  # auto: online where a key is set, else offline

@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from parablock_ray.config import Config, differing_keys
+from parablock_ray.config.differences import CHANGE_NO_VALUE
 from parablock_ray.errors import UserError
 from parablock_ray.tracking.compare import read_run
 from parablock_ray.tracking.sweep_folder import failure_beside, sweep_runs
 
 Row = Mapping[str, Any]
 
-NOT_IN_A_GROUP = frozenset(
-    {"name", "seed", "out", "tracking", "evaluation"}
-)  # runs that differ in these only are of one group
+NOT_IN_A_GROUP = CHANGE_NO_VALUE | {"seed"}  # runs that differ in these only are of one group
 
 # Runs that differ in one of these did not do the same task, so their losses or seconds must not be compared.
 _ONE_TASK = ("model.name", "data.source", "data.tasks", "data.num_train", "data.num_eval", "network.mode")

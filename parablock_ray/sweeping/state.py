@@ -1,6 +1,5 @@
 """What of a sweep is done, and the files beside its runs' folders."""
 
-import fcntl
 import json
 import shutil
 from collections.abc import Iterator
@@ -9,15 +8,14 @@ from pathlib import Path
 from typing import Literal
 
 from parablock_ray.config import differing_keys, save_resolved
+from parablock_ray.config.differences import CHANGE_NO_VALUE
 from parablock_ray.errors import UserError
+from parablock_ray.lock import take
 from parablock_ray.sweeping.expand import Sweep, SweepRun
 from parablock_ray.tracking.compare import read_run
 from parablock_ray.tracking.sweep_folder import SWEEP_FILE, failure_beside
 
 State = Literal["done", "failed", "unfinished", "to do"]
-
-# What may differ between a finished run and the one that is wanted: none of it changes a value.
-_NO_MATTER = frozenset({"name", "out", "checkpoint", "tracking", "evaluation"})
 
 
 def config_file(run: SweepRun) -> Path:
@@ -55,7 +53,7 @@ def _other_run(run: SweepRun) -> str | None:
     """How the finished run in this run's folder differs from it."""
     if not (run.folder / "summary.json").exists():
         return None
-    differing = differing_keys([read_run(run.folder).config, run.config], ignoring=_NO_MATTER)
+    differing = differing_keys([read_run(run.folder).config, run.config], ignoring=CHANGE_NO_VALUE)
     if not differing:
         return None
     keys = ", ".join(f"{key} {there!r} (now {wanted!r})" for key, (there, wanted) in differing.items())
@@ -63,10 +61,7 @@ def _other_run(run: SweepRun) -> str | None:
 
 
 def make_ready(run: SweepRun) -> None:
-    """Clear away what an earlier try left, and write the config.
-
-    Checkpoints, once there are some, come in here: a run that has one is to be resumed, and keeps its folder.
-    """
+    """Clear away what an earlier try left, and write the config. Checkpoints go too: the run starts from round 0."""
     if run.folder.exists():
         shutil.rmtree(run.folder)
     failure_file(run).unlink(missing_ok=True)
@@ -79,17 +74,14 @@ def claimed(sweep: Sweep) -> Iterator[list[State]]:
 
     Raises UserError where that cannot be, or where files lie in the way.
     """
-    lock = sweep.folder / ".lock"
     try:
         sweep.folder.mkdir(parents=True, exist_ok=True)
-        held = lock.open("w")
+        held = take(sweep.folder)
     except OSError as error:
         raise UserError(f"out: cannot write to {sweep.folder}: {error.strerror}; choose another --out") from None
+    if held is None:
+        raise UserError(f"out: another sweep is at work in {sweep.folder}; wait for it, or choose --out")
     with held:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"out: another sweep is at work in {sweep.folder}; wait for it, or choose --out") from None
         found = states(sweep)
         foreign = [run.folder for run, state in zip(sweep.runs, found, strict=True) if _is_foreign(run, state)]
         if foreign:

@@ -10,12 +10,13 @@ from rich.filesize import decimal
 from rich.table import Table
 
 from parablock_ray.config import Config, differing_keys, load_config
+from parablock_ray.config.differences import CHANGE_NO_VALUE
 from parablock_ray.errors import UserError
 
 MIN_WIDTH = 100  # characters a line, into which the table fits; longer names of runs are folded
 
 # What a comparison is about; runs that differ in anything else are told apart by more than their method.
-_MAY_DIFFER = frozenset({"name", "out", "method", "checkpoint", "tracking", "evaluation"})
+_MAY_DIFFER = CHANGE_NO_VALUE | {"method"}
 
 
 @dataclass(frozen=True)

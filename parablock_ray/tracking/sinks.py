@@ -87,11 +87,9 @@ class JsonlSink:
     def __init__(self, out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
         self._out = out
-        self._events = (out / "events.jsonl").open("a+", encoding="utf-8", buffering=1)
-        self._events.seek(0)
-        self._num_held = sum(1 for _ in self._events)
-        evaluations = out / EVALUATIONS  # there only if a round is judged
-        self._num_judged = len(evaluations.read_bytes().splitlines()) if evaluations.exists() else 0
+        self._num_held = _num_lines(out / "events.jsonl")
+        self._num_judged = _num_lines(out / EVALUATIONS)  # there only if a round is judged
+        self._events = (out / "events.jsonl").open("a", encoding="utf-8", buffering=1)
         self._metrics = (out / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
 
     def event(self, row: Row) -> None:
@@ -121,6 +119,14 @@ class JsonlSink:
     def close(self) -> None:
         self._events.close()
         self._metrics.close()
+
+
+def _num_lines(path: Path) -> int:
+    """None where there is no such file."""
+    if not path.exists():
+        return 0
+    with path.open("rb") as file:
+        return sum(1 for _ in file)
 
 
 class ConsoleSink:

@@ -44,7 +44,7 @@ class CheckpointWriter:
 
     def __init__(self, run_folder: Path, config: Config) -> None:
         self._root = run_folder / FOLDER
-        self._every, self._keep = config.checkpoint.every, config.checkpoint.keep
+        self._config = config.checkpoint
         self._staleness, self._num_rounds = config.method.staleness, config.method.rounds
         self._first = 0  # no checkpoint of an earlier round
         self._uploads: defaultdict[tuple[int, int], dict[int, Tensor]] = defaultdict(dict)  # (round, client) → chunks
@@ -77,7 +77,7 @@ class CheckpointWriter:
         return self._thread.submit(self._seal, round, self._begun.pop(round), about)
 
     def _is_due(self, round: int) -> bool:
-        return self._every is not None and self._first <= round < self._num_rounds and (round + 1) % self._every == 0
+        return self._first <= round < self._num_rounds and self._config.is_due(round)
 
     def _is_needed(self, round: int, first: int) -> bool:
         """Whether a checkpoint of round `first` or later holds this round's uploads."""
@@ -110,7 +110,7 @@ class CheckpointWriter:
                 f"the checkpoint of round {round} cannot be written to {self._root}: {error.strerror}; "
                 "make room, then parablock resume"
             ) from None
-        checkpoint.prune(self._root, self._keep)
+        checkpoint.prune(self._root, self._config.keep)
 
 
 @dataclass(frozen=True)
