@@ -45,7 +45,7 @@ def finished(tmp_path_factory) -> Path:
 @pytest.fixture
 def half(finished, tmp_path) -> Path:
     """A run of four rounds whose last checkpoint is of round 2, at another place than where it began."""
-    shutil.copytree(finished, tmp_path / "run")
+    shutil.copytree(finished, tmp_path / "run", symlinks=True)
     (tmp_path / "run" / "summary.json").unlink()
     discard_after(tmp_path / "run" / "checkpoints", 2)
     return tmp_path / "run"
@@ -91,7 +91,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(half, finished
 
 def test_more_rounds(finished, tmp_path):
     """Of a run that is interrupted, or finished; it ends as one that was asked for them from the start."""
-    shutil.copytree(finished, tmp_path / "longer")
+    shutil.copytree(finished, tmp_path / "longer", symlinks=True)
     assert resume(tmp_path / "longer", "method.rounds=5").exit_code == 0
     CliRunner().invoke(cli.app, ["run", str(QUICKSTART), *SMALL, "method.rounds=5", "--out", str(tmp_path / "whole")])
     assert sha256(tmp_path / "longer") == sha256(tmp_path / "whole") != sha256(finished)

@@ -138,6 +138,7 @@ def test_a_run_that_failed_is_marked_so(tmp_path: Path) -> None:
 class StubRun:
     """A W&B run that takes nothing."""
 
+    step = 0
     summary: ClassVar[dict[str, Any]] = {}
 
     def log(self, row: dict[str, Any], step: int, commit: bool) -> None:
