@@ -218,7 +218,6 @@ def test_a_run_that_failed_is_marked_so(tmp_path: Path) -> None:
 class StubRun:
     """A W&B run that takes nothing."""
 
-    step = 0
     summary: ClassVar[dict[str, Any]] = {}
 
     def define_metric(self, name: str, step_metric: str) -> None:
