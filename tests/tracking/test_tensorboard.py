@@ -64,7 +64,7 @@ def test_event_files_read_back_as_metrics_jsonl(tmp_path: Path) -> None:
 
 
 def test_evaluations_are_scalars_at_their_round(tmp_path: Path) -> None:
-    for sink in open_sinks(tracked(tmp_path), Console(file=io.StringIO())):
+    for sink in open_sinks(tracked(tmp_path), Console(file=io.StringIO()), resumes=False):
         sink.evaluation({"round": 1, "results": RESULTS})
         sink.finish(SUMMARY)
         sink.final_evaluation(RESULTS)
