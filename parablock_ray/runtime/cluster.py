@@ -1,6 +1,7 @@
 """The Ray runtime: starts or joins a cluster, places the actors, passes plans on and events back."""
 
 import os
+import secrets
 import statistics
 import textwrap
 import time
@@ -47,6 +48,8 @@ class RayRuntime:
         self._judged: list[ray.ObjectRef] = []  # in round order
         self._clock_s = 0.0  # where the run's clock starts
         self._completing: ray.ObjectRef | None = None
+        # Actors are named by their role, which another run on the cluster uses too.
+        self._namespace = f"{setup.config.name}-{secrets.token_hex(4)}"
 
     def start(self) -> RuntimeInfo:
         config = self._setup.config
@@ -58,13 +61,16 @@ class RayRuntime:
         beside_driver = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._server = (
             ray.remote(ServerActor)
-            .options(num_cpus=0, scheduling_strategy=beside_driver, **common)
+            .options(num_cpus=0, scheduling_strategy=beside_driver, **self._named("server"), **common)
             .remote(setup, num_workers, str(Path(config.out).resolve()))
         )
-        client_actor = ray.remote(ClientActor).options(num_cpus=config.workers.threads, num_gpus=gpus_each, **common)
+        room = {"num_cpus": config.workers.threads, "num_gpus": gpus_each, **common}
         links = ray.put(paced_links(config.network, config.clients.num, config.seed))
         self._workers = [
-            client_actor.remote(setup, index, num_workers, links, self._server) for index in range(num_workers)
+            ray.remote(ClientActor)
+            .options(**self._named(f"worker-{index}"), **room)
+            .remote(setup, index, num_workers, links, self._server)
+            for index in range(num_workers)
         ]
         loads = [worker.load.remote() for worker in self._workers]
         if config.evaluation.every is not None and has_core_to_spare(config, nodes(), num_workers):
@@ -163,9 +169,13 @@ class RayRuntime:
         environment = {"env_vars": {"OMP_NUM_THREADS": str(self._setup.config.workers.threads)}}
         return {"max_concurrency": _MAX_CONCURRENT_CALLS, "runtime_env": environment}
 
+    def _named(self, role: str) -> dict[str, Any]:
+        """How the Ray dashboard shows an actor."""
+        return {"name": role, "namespace": self._namespace}
+
     def _start_evaluator(self, num_cpus: int) -> None:
         """It takes no GPU: those are the workers'."""
-        options = {"num_cpus": num_cpus, **self._common_options()}
+        options = {"num_cpus": num_cpus, **self._named("evaluator"), **self._common_options()}
         self._evaluator = ray.remote(EvaluatorActor).options(**options).remote(ray.put(self._setup))
         self._get(self._evaluator.load.remote(), "the evaluator")
 
