@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import socket
 import statistics
 import textwrap
 import time
@@ -28,6 +29,7 @@ from parablock_ray.runtime.server import ServerActor
 from parablock_ray.tracking.events import Committed, Event
 
 _GPU_UNITS = 10_000  # Ray counts GPUs in such parts
+_CONNECT_TIMEOUT_S = 5.0
 _MAX_CONCURRENT_CALLS = 10_000  # long polls of many clients wait side by side in an actor
 
 
@@ -209,13 +211,7 @@ def connect(config: Config) -> bool:
     if ray.is_initialized():
         return False
     if os.environ.get("RAY_ADDRESS"):
-        try:
-            ray.init(log_to_driver=False, logging_level="ERROR")
-        except ConnectionError as error:
-            address = os.environ["RAY_ADDRESS"]
-            raise UserError(
-                f"RAY_ADDRESS: no Ray cluster answers at {address} ({error}); start one or unset it"
-            ) from None
+        join(os.environ["RAY_ADDRESS"])
         return False
     wanted = config.workers.num * config.workers.threads if config.workers.num != "auto" else 0
     ray.init(
@@ -226,6 +222,31 @@ def connect(config: Config) -> bool:
         logging_level="ERROR",
     )
     return True
+
+
+def join(address: str) -> None:
+    """Join the cluster at RAY_ADDRESS. Raises UserError where nobody answers there, it asks for another token than
+    ours, or it was started with another Ray or Python."""
+    host, _, port = address.rpartition(":")
+    try:
+        if port.isdigit() and "/" not in host:
+            socket.create_connection((host, int(port)), _CONNECT_TIMEOUT_S).close()  # Ray would try for minutes
+        ray.init(log_to_driver=False, logging_level="ERROR")
+    except OSError as error:
+        raise UserError(
+            f"RAY_ADDRESS: no Ray cluster that takes us answers at {address} ({error}); start one, unset RAY_ADDRESS "
+            "or, if the cluster has a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH"
+        ) from None
+    except ray.exceptions.AuthenticationError:
+        raise UserError(
+            f"RAY_ADDRESS: the cluster at {address} needs its token, and there is none here; set RAY_AUTH_TOKEN_PATH "
+            "to the file that holds it"
+        ) from None
+    except RuntimeError as error:
+        if "Version mismatch" not in str(error):
+            raise
+        told = " ".join(str(error).split())
+        raise UserError(f"RAY_ADDRESS: {told}; use the Ray and the Python of the cluster") from None
 
 
 @dataclass(frozen=True)
