@@ -30,7 +30,8 @@ from parablock_ray.evaluation.tasks import Context, Task, load_tasks
 from parablock_ray.lock import locked
 from parablock_ray.lora_measures import lora_measures
 from parablock_ray.pricing import Pricing, VirtualBook, price
-from parablock_ray.runtime import RunSetup, Runtime, make_runtime
+from parablock_ray.reporting.command import make_report
+from parablock_ray.runtime import RunSetup, Runtime, make_runtime, runtime_sinks
 from parablock_ray.tracking.client_split import split_figure, split_line
 from parablock_ray.tracking.events import Event, as_row
 from parablock_ray.tracking.kept_ranks import kept_ranks, rank_figure, write_rank_table
@@ -75,7 +76,7 @@ def _carry_out(config: Config, resumed: Resumed | None) -> dict[str, Any]:
     with ExitStack() as cleanup:
         if resumed is None:
             cleanup.enter_context(claimed(out, config))
-        sinks = open_sinks(config, console, resumes=resumed is not None)
+        sinks = [*open_sinks(config, console, resumes=resumed is not None), *runtime_sinks(config)]
         for sink in sinks:
             cleanup.callback(sink.close)
         cleanup.callback(runtime.close)  # what comes last here closes first
@@ -120,6 +121,8 @@ def _carry_out(config: Config, resumed: Resumed | None) -> dict[str, Any]:
             tell_evaluation(asdict(evaluated), sinks)
         runtime.close()  # its processes give their memory back before another model is loaded
         judge_run(tasks, out, config, console, sinks)
+        if config.tracking.wandb != "off":  # W&B takes it along
+            make_report([out], out / "report.html", control=None, csv_folder=None, markdown_file=None)
         return summary
 
 

@@ -84,6 +84,7 @@ class TrackingConfig(Strict):
     wandb: Literal["auto", "offline", "online", "off"] = "auto"  # auto: online where a key is set, else offline
     wandb_project: Text = "parablock-ray"
     wandb_group: Text | None = None  # runs that belong together; a sweep sets its own name
+    wandb_tags: tuple[Annotated[str, Field(min_length=1, max_length=64)], ...] = ()  # 64: W&B takes no longer ones
     tensorboard: bool = False  # event files in the run folder
 
     @field_validator("wandb", mode="before")

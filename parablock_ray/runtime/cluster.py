@@ -1,6 +1,8 @@
 """The Ray runtime: starts or joins a cluster, places the actors, passes plans on and events back."""
 
 import os
+import secrets
+import socket
 import statistics
 import textwrap
 import time
@@ -27,6 +29,7 @@ from parablock_ray.runtime.server import ServerActor
 from parablock_ray.tracking.events import Committed, Event
 
 _GPU_UNITS = 10_000  # Ray counts GPUs in such parts
+_CONNECT_TIMEOUT_S = 5.0
 _MAX_CONCURRENT_CALLS = 10_000  # long polls of many clients wait side by side in an actor
 
 
@@ -47,6 +50,8 @@ class RayRuntime:
         self._judged: list[ray.ObjectRef] = []  # in round order
         self._clock_s = 0.0  # where the run's clock starts
         self._completing: ray.ObjectRef | None = None
+        # Actors are named by their role, which another run on the cluster uses too.
+        self._namespace = f"{setup.config.name}-{secrets.token_hex(4)}"
 
     def start(self) -> RuntimeInfo:
         config = self._setup.config
@@ -58,13 +63,16 @@ class RayRuntime:
         beside_driver = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._server = (
             ray.remote(ServerActor)
-            .options(num_cpus=0, scheduling_strategy=beside_driver, **common)
+            .options(num_cpus=0, scheduling_strategy=beside_driver, **self._named("server"), **common)
             .remote(setup, num_workers, str(Path(config.out).resolve()))
         )
-        client_actor = ray.remote(ClientActor).options(num_cpus=config.workers.threads, num_gpus=gpus_each, **common)
+        room = {"num_cpus": config.workers.threads, "num_gpus": gpus_each, **common}
         links = ray.put(paced_links(config.network, config.clients.num, config.seed))
         self._workers = [
-            client_actor.remote(setup, index, num_workers, links, self._server) for index in range(num_workers)
+            ray.remote(ClientActor)
+            .options(**self._named(f"worker-{index}"), **room)
+            .remote(setup, index, num_workers, links, self._server)
+            for index in range(num_workers)
         ]
         loads = [worker.load.remote() for worker in self._workers]
         if config.evaluation.every is not None and has_core_to_spare(config, nodes(), num_workers):
@@ -163,9 +171,13 @@ class RayRuntime:
         environment = {"env_vars": {"OMP_NUM_THREADS": str(self._setup.config.workers.threads)}}
         return {"max_concurrency": _MAX_CONCURRENT_CALLS, "runtime_env": environment}
 
+    def _named(self, role: str) -> dict[str, Any]:
+        """How the Ray dashboard shows an actor."""
+        return {"name": role, "namespace": self._namespace}
+
     def _start_evaluator(self, num_cpus: int) -> None:
         """It takes no GPU: those are the workers'."""
-        options = {"num_cpus": num_cpus, **self._common_options()}
+        options = {"num_cpus": num_cpus, **self._named("evaluator"), **self._common_options()}
         self._evaluator = ray.remote(EvaluatorActor).options(**options).remote(ray.put(self._setup))
         self._get(self._evaluator.load.remote(), "the evaluator")
 
@@ -199,13 +211,7 @@ def connect(config: Config) -> bool:
     if ray.is_initialized():
         return False
     if os.environ.get("RAY_ADDRESS"):
-        try:
-            ray.init(log_to_driver=False, logging_level="ERROR")
-        except ConnectionError as error:
-            address = os.environ["RAY_ADDRESS"]
-            raise UserError(
-                f"RAY_ADDRESS: no Ray cluster answers at {address} ({error}); start one or unset it"
-            ) from None
+        join(os.environ["RAY_ADDRESS"])
         return False
     wanted = config.workers.num * config.workers.threads if config.workers.num != "auto" else 0
     ray.init(
@@ -216,6 +222,31 @@ def connect(config: Config) -> bool:
         logging_level="ERROR",
     )
     return True
+
+
+def join(address: str) -> None:
+    """Join the cluster at RAY_ADDRESS. Raises UserError where nobody answers there, it asks for another token than
+    ours, or it was started with another Ray or Python."""
+    host, _, port = address.rpartition(":")
+    try:
+        if port.isdigit() and "/" not in host:
+            socket.create_connection((host, int(port)), _CONNECT_TIMEOUT_S).close()  # Ray would try for minutes
+        ray.init(log_to_driver=False, logging_level="ERROR")
+    except OSError as error:
+        raise UserError(
+            f"RAY_ADDRESS: no Ray cluster that takes us answers at {address} ({error}); start one, unset RAY_ADDRESS "
+            "or, if the cluster has a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH"
+        ) from None
+    except ray.exceptions.AuthenticationError:
+        raise UserError(
+            f"RAY_ADDRESS: the cluster at {address} needs its token, and there is none here; set RAY_AUTH_TOKEN_PATH "
+            "to the file that holds it"
+        ) from None
+    except RuntimeError as error:
+        if "Version mismatch" not in str(error):
+            raise
+        told = " ".join(str(error).split())
+        raise UserError(f"RAY_ADDRESS: {told}; use the Ray and the Python of the cluster") from None
 
 
 @dataclass(frozen=True)

@@ -208,6 +208,10 @@ _SUMMARY: dict[str, Callable[[Any], str]] = {
 }
 
 
+_IN_ARTIFACT = (  # of the run folder, what there is
+    *("config.yaml", "summary.json", "evaluation.json", "metrics.jsonl", "evaluations.jsonl"),
+    *("trace.json", "timeline.svg", "report.html"),
+)
 _ROUND, _JUDGED = "round", "evaluation/round"  # axes of W&B: of the rounds' rows, of the evaluations
 
 
@@ -222,6 +226,7 @@ class WandbSink:
         import wandb  # takes a second
 
         self._error: type[Exception] = wandb.Error
+        self._out = Path(config.out)
         self._run = _start_run(config, _taken_up(Path(config.out)) if resumes else None)
         # What an online run that goes on holds already: the last value of each axis.
         self._last_round, self._last_judged = (self._run.summary.get(axis, -1) for axis in (_ROUND, _JUDGED))
@@ -270,7 +275,18 @@ class WandbSink:
         self._run.log({"kept_ranks": table, "kept_ranks_picture": wandb.Image(Image.open(picture))})
 
     def close(self) -> None:
+        if self._finished:  # only now is every file written
+            self._attempt(self._log_files)
         self._attempt(lambda: self._run.finish(exit_code=0 if self._finished else 1))
+
+    def _log_files(self) -> None:
+        import wandb
+
+        artifact = wandb.Artifact(f"run-{self._run.id}", type="run")
+        for name in _IN_ARTIFACT:
+            if (self._out / name).exists():
+                artifact.add_file(str(self._out / name), policy="immutable")  # no copy: nobody changes it any more
+        self._run.log_artifact(artifact)
 
     def _attempt(self, call: Callable[[], None]) -> None:
         try:
@@ -298,6 +314,7 @@ def _start_run(config: Config, id: str | None) -> Any:
         run = wandb.init(
             project=config.tracking.wandb_project,
             group=config.tracking.wandb_group,
+            tags=config.tracking.wandb_tags,
             name=config.name,
             id=id,
             resume="allow" if id else None,

@@ -161,6 +161,20 @@ def test_offline_wandb_run_reads_back_as_metrics_jsonl(tmp_path: Path) -> None:
     assert {key: run["summary"][key] for key in told} == told  # the run's seconds, not those of its last round
 
 
+def test_what_a_finished_run_leaves_is_an_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("trace.json", "report.html", "private.txt"):
+        (tmp_path / name).write_text(name)
+    sink = WandbSink(config(tmp_path, "offline"), resumes=False)
+    run, kept = sink._run, []
+    monkeypatch.setattr(run, "log_artifact", kept.append)
+    sink.finish(SUMMARY)
+    (tmp_path / "evaluation.json").write_text("{}")  # of what comes after the summary
+    sink.close()
+    [artifact] = kept
+    assert artifact.name == f"run-{run.id}"
+    assert set(artifact.manifest.entries) == {"trace.json", "report.html", "evaluation.json"}
+
+
 def test_evaluations_that_come_late_are_in_the_wandb_run_by_their_round(tmp_path: Path) -> None:
     sink = WandbSink(config(tmp_path, "offline"), resumes=False)
     for round in range(3):
@@ -218,12 +232,16 @@ def test_a_run_that_failed_is_marked_so(tmp_path: Path) -> None:
 class StubRun:
     """A W&B run that takes nothing."""
 
+    id = "stub"
     summary: ClassVar[dict[str, Any]] = {}
 
     def define_metric(self, name: str, step_metric: str) -> None:
         pass
 
     def log(self, row: dict[str, Any], commit: bool) -> None:
+        raise wandb.Error("disk full")
+
+    def log_artifact(self, artifact: wandb.Artifact) -> None:
         raise wandb.Error("disk full")
 
     def finish(self, exit_code: int) -> None:
@@ -320,18 +338,16 @@ def test_off_does_not_import_wandb(tmp_path: Path) -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_runs_of_a_sweep_share_a_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    groups: list[str | None] = []
+def test_group_and_tags_are_those_of_the_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[tuple[str | None, tuple[str, ...]]] = []
 
-    def init(group: str | None, **_: Any) -> StubRun:
-        groups.append(group)
+    def init(group: str | None, tags: tuple[str, ...], **_: Any) -> StubRun:
+        started.append((group, tags))
         return StubRun()
 
     monkeypatch.setattr(wandb, "init", init)
     alone = config(tmp_path, "offline")
     WandbSink(alone, resumes=False)
-    WandbSink(
-        Config.model_validate(alone.model_dump() | {"tracking": {"wandb": "offline", "wandb_group": "trial"}}),
-        resumes=False,
-    )
-    assert groups == [None, "trial"]
+    tracking = {"wandb": "offline", "wandb_group": "trial", "wandb_tags": ["paper", "figure 3"]}
+    WandbSink(Config.model_validate(alone.model_dump() | {"tracking": tracking}), resumes=False)
+    assert started == [(None, ()), ("trial", ("paper", "figure 3"))]
