@@ -100,7 +100,7 @@ def test_a_full_disk_is_told(tmp_path: Path) -> None:
         with pytest.raises(RunFailed):
             sink.close()
     assert str(failure.value) == f"{tmp_path}: cannot be written to: File too large; make room, then parablock resume"
-    assert read_lines(tmp_path / "metrics.jsonl")[0] == metrics_row(0)
+    assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0]) == metrics_row(0)  # the last one is cut
 
 
 def test_evaluations_have_files_of_their_own(tmp_path: Path) -> None:
