@@ -14,7 +14,7 @@ from parablock_ray.reprice import reprice
 from tests.runtime.federation import QUICKSTART, SHORT, rows, run_tiny
 
 FEW_MBPS = {0: 8.0, 1: 4.0, 2: 2.0, 3: 1.0}  # up, by client
-SHAPES = {"lm_head.weight": torch.empty(1000, 250, device="meta")}  # 1 MB in fp32: 1, 2, 4 and 8 s
+SHAPES = {"model.layers.0.weight": torch.empty(1000, 250, device="meta")}  # 1 MB in fp32: 1, 2, 4 and 8 s
 
 
 def config(tmp_path: Path, *overrides: str) -> Config:
