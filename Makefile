@@ -8,6 +8,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+KILLS ?= 50
 
 BIN := $(VENV)/bin
 DEV := $(VENV)/.installed-dev
@@ -33,7 +34,7 @@ PYTEST = $(ON_CPU) $(BIN)/python -m pytest
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo cluster-demo test test-slow test-ray-min lint types format clean
+.PHONY: help demo cluster-demo chaos test test-slow test-ray-min lint types format clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -45,6 +46,9 @@ demo: $(DEMO) ## Fine-tune SmolLM2-135M with FedBCD, then with ParaBlock, and co
 
 cluster-demo: $(DEMO) ## Submit jobs to a local cluster with a token: a run, one that fails, one that is refused.
 	PATH="$(abspath $(BIN)):$$PATH" launch/cluster_demo.sh $(DEMO_OUT)/cluster
+
+chaos: $(DEV) ## Kill processes of running runs, and see where those end: KILLS=50 takes about an hour.
+	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/python benchmarks/chaos.py --kills $(KILLS)
 
 test: $(DEV) ## Run the tests, without the slow ones and those that need a GPU.
 	$(PYTEST) -m "not slow and not gpu" -n 2 --dist loadfile $(ARGS)

@@ -79,6 +79,14 @@ class BlockServer:
         self._open[round].total.add(client, chunk, values)
         return self._made_public()
 
+    def drop(self, round: int, client: int) -> Iterator[Publication | Commit]:
+        """This client, which has sent nothing of this round, is left out of it."""
+        current = self._open[round]
+        current.plan = current.plan.without({client})
+        current.total.drop(client)
+        self._attendance.drop(round, client)
+        return self._made_public()
+
     def updates(self, after: int, up_to: int, variant: int) -> list[Update]:
         """Every block that rounds after `after` have changed, as of `up_to`: the latest value replaces the others."""
         latest = {self._blocks[round]: round for round in range(after + 1, up_to + 1)}

@@ -61,6 +61,9 @@ class FactorServer:
     def receive(self, round: int, client: int, chunk: int, values: Tensor) -> Iterator[Publication | Commit]:
         return self._blocks.receive(round, client, chunk, values)
 
+    def drop(self, round: int, client: int) -> Iterator[Publication | Commit]:
+        return self._blocks.drop(round, client)
+
     def updates(self, after: int, up_to: int, variant: int) -> Sequence[Update]:
         return self._blocks.updates(after, up_to, variant)
 
@@ -97,9 +100,13 @@ class _OpenRound:
     def add(self, client: int, chunk: int, values: Tensor) -> None:
         self._chunks[client][chunk] = values
 
+    def drop(self, client: int) -> None:
+        assert not self._chunks.pop(client), "it has sent something"
+        self.plan = self.plan.without({client})
+
     @property
     def is_complete(self) -> bool:
-        return all(len(self._chunks[client]) == num for client, num in self._num_chunks.items())
+        return all(len(chunks) == self._num_chunks[client] for client, chunks in self._chunks.items())
 
     def upload(self, client: int) -> Tensor:
         """A client's whole vector."""
@@ -146,6 +153,12 @@ class LoraServer:
     def receive(self, round: int, client: int, chunk: int, values: Tensor) -> Iterator[Publication | Commit]:
         """Take one chunk of one client's adapters; what this makes public, in order. To be iterated to its end."""
         self._open[round].add(client, chunk, values)
+        return self._made_public()
+
+    def drop(self, round: int, client: int) -> Iterator[Publication | Commit]:
+        """This client, which has sent nothing of this round, is left out of it."""
+        self._open[round].drop(client)
+        self._attendance.drop(round, client)
         return self._made_public()
 
     def updates(self, after: int, up_to: int, variant: int) -> list[Update]:

@@ -74,6 +74,10 @@ class Attendance:
         for visit in plan.visits:
             self._rounds_of[visit.client].append(plan.round)
 
+    def drop(self, round: int, client: int) -> None:
+        """It has no part in this round after all, and holds nothing of it."""
+        self._rounds_of[client].remove(round)
+
     def reads(self, round: int) -> int:
         """The last round that may be read in `round`."""
         return self._plans[round].reads

@@ -24,7 +24,7 @@ from parablock_ray.network.links import Link
 from parablock_ray.runtime.base import RunSetup, worker_of
 from parablock_ray.runtime.exchange import Exchange, Inbox, from_payload
 from parablock_ray.runtime.memory import peak_rss_bytes
-from parablock_ray.tracking.events import Phase, Span
+from parablock_ray.tracking.events import Dropped, Phase, Span
 from parablock_ray.training.worker import Worker, named
 
 T = TypeVar("T")
@@ -132,7 +132,8 @@ class ClientActor:
                     self._note("wait", plan, visit, idle_since_s, None)
                 for visit in visits:
                     upload = await self._train(plan, visit)
-                    self._tasks.create_task(self._exchange(plan, visit, upload))
+                    if upload is not None:
+                        self._tasks.create_task(self._exchange(plan, visit, upload))
                 idle_since_s = time.time()
             current = await rounds.get()
 
@@ -179,12 +180,22 @@ class ClientActor:
     async def _tell_taken_in(self, reads: int) -> None:
         await self._server.taken_in.remote(self._index, reads)
 
-    async def _train(self, plan: RoundPlan, visit: Visit) -> Tensor:
-        """One client's visit, in the training thread; what it sends."""
+    async def _train(self, plan: RoundPlan, visit: Visit) -> Tensor | None:
+        """One client's visit, in the training thread; what it sends. None: it failed, and the round goes on without."""
         start_s = time.time()
-        trained = await self._run(lambda: self._worker.train(plan, visit))
+        trained = await self._run(lambda: self._worker.train_or_drop(plan, visit))
+        if isinstance(trained, Dropped):
+            await self._drop(trained)
+            return None
         self._note("compute", plan, visit, start_s, trained.loss)
         return trained.upload
+
+    async def _drop(self, dropped: Dropped) -> None:
+        """The client has no part in this round, and will catch up on it."""
+        del self._spans[dropped.round, dropped.client]
+        self._attendance.drop(dropped.round, dropped.client)
+        await self._server.drop.remote(dropped)
+        self._exchanged[dropped.client][dropped.round].set()
 
     async def _exchange(self, plan: RoundPlan, visit: Visit, upload: Tensor) -> None:
         """The exchange task of one visit. It ends the visit, so it reports all of it, in one message."""

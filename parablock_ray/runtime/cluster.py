@@ -18,7 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from parablock_ray.algorithms.base import RoundPlan
 from parablock_ray.checkpoint import Checkpoint
 from parablock_ray.config import Config
-from parablock_ray.errors import RunFailed, UserError
+from parablock_ray.errors import ProcessDied, RunFailed, UserError
 from parablock_ray.evaluation.evaluator import Evaluated
 from parablock_ray.network.links import paced_links
 from parablock_ray.runtime.base import FinalState, RunSetup, RuntimeInfo, worker_of
@@ -26,10 +26,11 @@ from parablock_ray.runtime.client import ClientActor
 from parablock_ray.runtime.evaluator import EvaluatorActor
 from parablock_ray.runtime.memory import peak_rss_bytes
 from parablock_ray.runtime.server import ServerActor
-from parablock_ray.tracking.events import Committed, Event
+from parablock_ray.tracking.events import Committed, Dropped, Event
 
 _GPU_UNITS = 10_000  # Ray counts GPUs in such parts
 _CONNECT_TIMEOUT_S = 5.0
+_PING_S = 5.0  # for an answer of a process that may be dead
 _MAX_CONCURRENT_CALLS = 10_000  # long polls of many clients wait side by side in an actor
 
 
@@ -123,10 +124,13 @@ class RayRuntime:
             self._get(restored, self._worker_name(index))
 
     def complete_checkpoint(self, round: int, about: Mapping[str, Any]) -> None:
-        self._wait_for_checkpoint()
+        self.wait_for_checkpoint()
         self._completing = self._server.complete_checkpoint.remote(round, about)
 
-    def _wait_for_checkpoint(self) -> None:
+    def checkpoint_at(self, round: int) -> None:
+        self._get(self._server.checkpoint_at.remote(round))
+
+    def wait_for_checkpoint(self) -> None:
         if self._completing is not None:
             self._get(self._completing)
 
@@ -155,7 +159,7 @@ class RayRuntime:
             yield self._get(self._judged.pop(0), "the evaluator")
 
     def finish(self, model_folder: Path) -> FinalState:
-        self._wait_for_checkpoint()
+        self.wait_for_checkpoint()
         sha256 = self._get(self._server.finish.remote(str(model_folder.resolve())))
         return FinalState(sha256, self.peak_rss_bytes())
 
@@ -193,17 +197,35 @@ class RayRuntime:
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, UserError):
                 raise error.cause from None
+            self._raise_if_died()
             first_line = str(error.cause).partition("\n")[0]
             whose = "" if isinstance(error.cause, RunFailed) else f"{process}: "  # a client's work says it itself
             raise RunFailed(f"{whose}{first_line}\n\n{error}") from None
         except ray.exceptions.RayActorError as error:
-            raise RunFailed(f"the process of {process} died: {error}") from None
+            self._raise_if_died()
+            raise ProcessDied(f"the process of {process} died: {error}", []) from None
+
+    def _raise_if_died(self) -> None:
+        """What failed may be the echo of another process that is gone. Raises ProcessDied."""
+        processes: list[tuple[str, Any, Sequence[int]]] = [
+            ("the server", self._server, []),
+            ("the evaluator", self._evaluator, []),
+            *((self._worker_name(index), worker, self._hosted(index)) for index, worker in enumerate(self._workers)),
+        ]
+        found = [(name, clients, _death(actor)) for name, actor, clients in processes if actor is not None]
+        died = [(name, clients, death) for name, clients, death in found if death is not None]
+        if died:
+            told = "; ".join(f"the process of {name} died: {death}" for name, _, death in died)
+            raise ProcessDied(told, [client for _, clients, _ in died for client in clients]) from None
 
     def _worker_name(self, index: int) -> str:
         """A worker for people: by the clients whose work it does."""
-        clients = range(self._setup.config.clients.num)
-        hosted = ", ".join(str(client) for client in clients if worker_of(client, len(self._workers)) == index)
+        hosted = ", ".join(str(client) for client in self._hosted(index))
         return f"worker {index} (clients {textwrap.shorten(hosted, 40, placeholder=' …')})"
+
+    def _hosted(self, index: int) -> list[int]:
+        clients = range(self._setup.config.clients.num)
+        return [client for client in clients if worker_of(client, len(self._workers)) == index]
 
 
 def connect(config: Config) -> bool:
@@ -295,9 +317,22 @@ def has_core_to_spare(config: Config, nodes: Sequence[NodeResources], num_worker
     return sum(node.num_cpus // config.workers.threads for node in nodes) > num_workers
 
 
+def _death(actor: Any) -> str | None:
+    """How this actor's process ended, in a line; None where it has not. One that does not answer at once is busy."""
+    try:
+        ray.get(actor.peak_rss_bytes.remote(), timeout=_PING_S)
+    except ray.exceptions.GetTimeoutError:
+        return None
+    except ray.exceptions.RayActorError as error:
+        return str(error).partition("\n")[0]
+    return None
+
+
 def _since(event: Event, started_s: float | None) -> Event:
     """The event on the run's clock instead of the wall's."""
     assert started_s is not None
     if isinstance(event, Committed):
         return replace(event, time_s=event.time_s - started_s)
+    if isinstance(event, Dropped):
+        return event
     return replace(event, start_s=event.start_s - started_s, end_s=event.end_s - started_s)

@@ -33,7 +33,7 @@ class RoundBook:
         """The rows that `event` finishes: usually none or one, more where rounds ended out of order."""
         if isinstance(event, Committed):
             self._commits[event.round] = event
-        else:
+        elif isinstance(event, Span):
             assert event.round >= self._next_round, f"told after its round's row was written: {event}"
             self._spans[event.round].append(event)
             if event.phase == "download":

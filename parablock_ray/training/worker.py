@@ -18,6 +18,7 @@ from parablock_ray.algorithms.population import Population
 from parablock_ray.algorithms.wire import Wire
 from parablock_ray.config import Config
 from parablock_ray.errors import RunFailed
+from parablock_ray.tracking.events import Dropped
 from parablock_ray.training.adapters import activate_rank, add_adapters
 from parablock_ray.training.batches import batches, move, visit_order
 from parablock_ray.training.data import FederatedData
@@ -94,7 +95,17 @@ class Worker:
                 raise RunFailed(
                     f"training is not finite (loss {loss}); a smaller method.lr or method.max_grad_norm may help"
                 )
+            self._replica.remember(plan, visit, upload)
         return Trained(upload, loss)
+
+    def train_or_drop(self, plan: RoundPlan, visit: Visit) -> Trained | Dropped:
+        """`train`, where with `clients.on_error: drop` one that fails is told and not raised."""
+        try:
+            return self.train(plan, visit)
+        except RunFailed as error:
+            if self._config.clients.on_error == "fail":
+                raise
+            return Dropped(plan.round, visit.client, "refused", str(error).partition("\n")[0])
 
     def warm_up(self) -> None:
         """One forward and backward pass that changes nothing, so that first-use costs fall before the clock starts."""

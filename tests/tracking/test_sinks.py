@@ -13,8 +13,9 @@ import wandb
 from rich.console import Console
 
 from parablock_ray.config import Config
-from parablock_ray.errors import UserError
+from parablock_ray.errors import RunFailed, UserError
 from parablock_ray.tracking.sinks import ConsoleSink, JsonlSink, WandbSink, open_sinks
+from tests.full_disk import at_most
 
 SUMMARY: dict[str, Any] = {
     "status": "done",
@@ -83,6 +84,23 @@ def test_summary_comes_whole_and_only_at_the_end(tmp_path: Path) -> None:
     sink.close()
     assert json.loads((tmp_path / "summary.json").read_text()) == SUMMARY
     assert {path.name for path in tmp_path.iterdir()} == {"events.jsonl", "metrics.jsonl", "summary.json"}
+
+
+def fill(sink: JsonlSink) -> None:
+    for round in range(1, 1000):
+        sink.round(metrics_row(round))
+
+
+def test_a_full_disk_is_told(tmp_path: Path) -> None:
+    sink = JsonlSink(tmp_path)
+    sink.round(metrics_row(0))
+    with at_most(4096):
+        with pytest.raises(RunFailed) as failure:
+            fill(sink)
+        with pytest.raises(RunFailed):
+            sink.close()
+    assert str(failure.value) == f"{tmp_path}: cannot be written to: File too large; make room, then parablock resume"
+    assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0]) == metrics_row(0)  # the last one is cut
 
 
 def test_evaluations_have_files_of_their_own(tmp_path: Path) -> None:
@@ -232,6 +250,7 @@ def test_a_run_that_failed_is_marked_so(tmp_path: Path) -> None:
 class StubRun:
     """A W&B run that takes nothing."""
 
+    error: ClassVar[Exception] = wandb.Error("disk full")
     id = "stub"
     summary: ClassVar[dict[str, Any]] = {}
 
@@ -239,18 +258,20 @@ class StubRun:
         pass
 
     def log(self, row: dict[str, Any], commit: bool) -> None:
-        raise wandb.Error("disk full")
+        raise self.error
 
     def log_artifact(self, artifact: wandb.Artifact) -> None:
-        raise wandb.Error("disk full")
+        raise self.error
 
     def finish(self, exit_code: int) -> None:
-        raise wandb.Error("disk full")
+        raise self.error
 
 
+@pytest.mark.parametrize("error", [wandb.Error("disk full"), ConnectionResetError("disk full")])
 def test_a_wandb_error_while_logging_is_told_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
+    monkeypatch.setattr(StubRun, "error", error)
     monkeypatch.setattr(wandb, "init", lambda **_: StubRun())
     sink = WandbSink(config(tmp_path, "offline"), resumes=False)
     for round in range(3):
