@@ -48,13 +48,13 @@ cluster-demo: $(DEMO) ## Submit jobs to a local cluster with a token: a run, one
 	PATH="$(abspath $(BIN)):$$PATH" launch/cluster_demo.sh $(DEMO_OUT)/cluster
 
 chaos: $(DEV) ## Kill processes of running runs, and see where those end: KILLS=50 takes about an hour.
-	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/python benchmarks/chaos.py --kills $(KILLS)
+	$(ON_CPU) $(BIN)/python benchmarks/chaos.py --kills $(KILLS)
 
 test: $(DEV) ## Run the tests, without the slow ones and those that need a GPU.
 	$(PYTEST) -m "not slow and not gpu" -n 2 --dist loadfile $(ARGS)
 
 test-slow: $(DEV) ## Run the slow tests: a real model, many processes.
-	$(PYTEST) -m "slow and not gpu" $(ARGS)
+	$(PYTEST) -m "slow and not gpu" -n 2 --dist loadfile $(ARGS)
 
 test-ray-min: $(RAY_MIN_VENV)/.installed ## Run the tests of the Ray runtime with the lowest Ray that pyproject.toml allows.
 	$(ON_CPU) $(RAY_MIN_VENV)/bin/python -m pytest -m "not slow and not gpu" $(RAY_TESTS) $(ARGS)
