@@ -83,7 +83,7 @@ def _carry_out(config: Config, resumed: Resumed | None) -> dict[str, Any]:
         console.print(f"starting {config.runtime} with {config.model.name}", highlight=False)
         info = runtime.start()
         loss_before = runtime.evaluate() if resumed is None else resumed.loss_before
-        console.print(f"{info.num_workers} worker(s) ready; held-out loss {loss_before:.4f}", highlight=False)
+        console.print(ready_line(config, info.num_workers, loss_before), highlight=False, soft_wrap=True)
         num_done = 0
         if resumed is not None:
             num_done = resumed.saved.round + 1
@@ -142,7 +142,8 @@ def prepare(config: Config) -> Prepared:
             _logger.warning(oddity)
     data = build_data(config.data, config.clients.num, config.seed, tokenizer, max_context(shape))
     per_round = config.clients.per_round or config.clients.num
-    population = Population(data.clients.num_examples, per_round, config.seed, config.data.arrival)
+    num_examples, sampling = data.clients.num_examples, config.clients.sampling
+    population = Population(num_examples, per_round, config.seed, config.data.arrival, sampling)
     return Prepared(data, population, run_context(config, data, tokenizer, max_context(shape)))
 
 
@@ -152,6 +153,13 @@ def final_tasks(config: Config, context: Context) -> list[Task]:
     final = config.evaluation.tasks
     during = config.evaluation.during if config.evaluation.every is not None else ()
     return [task for task in load_tasks(tuple(dict.fromkeys([*final, *during])), context) if task.name in final]
+
+
+def ready_line(config: Config, num_workers: int, loss_before: float) -> str:
+    """Who will do what, and where they start."""
+    per_round = config.clients.per_round or config.clients.num
+    who = f"{config.clients.num} client(s) on {num_workers} worker(s), {per_round} a round"
+    return f"{who}; held-out loss {loss_before:.4f}"
 
 
 def run_rounds(

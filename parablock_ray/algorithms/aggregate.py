@@ -14,7 +14,7 @@ _FOLDED = torch.empty(0)
 
 
 class RoundSum:
-    """Σ n_i Δ_i of one round, folded in plan order whatever the order of arrival.
+    """Σ w_i Δ_i of one round, folded in plan order whatever the order of arrival.
 
     `bounds` are the chunks of the block. With `by_chunk` a chunk is folded as soon as it is its client's turn
     (cut-through); without, a client is folded only when all its chunks are there (store-and-forward).
@@ -27,7 +27,7 @@ class RoundSum:
         self._total: Tensor | None = None  # not before the first fold: rounds are opened ahead
         # A client alone has weight 1, so that Δ̄ is its delta to the last bit: (Δ · n) / n is not, for many n.
         alone = len(plan.visits) == 1
-        self._order = [(visit.client, 1 if alone else visit.num_examples) for visit in plan.visits]
+        self._order = [(visit.client, 1 if alone else visit.weight) for visit in plan.visits]
         self._weight = sum(weight for _, weight in self._order)
         self._by_chunk = by_chunk
         self._arrived: dict[int, dict[int, Tensor]] = {visit.client: {} for visit in plan.visits}
@@ -48,7 +48,7 @@ class RoundSum:
         return self._num_folded[chunk] == len(self._order)
 
     def mean(self, chunk: int) -> Tensor:
-        """Δ̄ of a complete chunk: the sum divided once by Σ n_i."""
+        """Δ̄ of a complete chunk: the sum divided once by Σ w_i."""
         assert self.is_complete(chunk)
         start, end = self.bounds[chunk]
         assert self._total is not None
