@@ -125,7 +125,7 @@ def _attempt(experiment: _Experiment, resumed: Resumed | None, num_replays: int)
         console.print(f"starting {config.runtime} with {config.model.name}", highlight=False)
         info = runtime.start()
         loss_before = runtime.evaluate() if resumed is None else resumed.loss_before
-        console.print(f"{info.num_workers} worker(s) ready; held-out loss {loss_before:.4f}", highlight=False)
+        console.print(ready_line(config, info.num_workers, loss_before), highlight=False, soft_wrap=True)
         num_done, told = 0, list[Event]()
         if resumed is not None:
             num_done, told = resumed.saved.round + 1, list(resumed.events)
@@ -190,8 +190,8 @@ def prepare(config: Config) -> Prepared:
             _logger.warning(oddity)
     data = build_data(config.data, config.clients.num, config.seed, tokenizer, max_context(shape))
     per_round = config.clients.per_round or config.clients.num
-    num_drawn = per_round + config.clients.over_sample
-    population = Population(data.clients.num_examples, num_drawn, config.seed, config.data.arrival)
+    num_drawn, sampling = per_round + config.clients.over_sample, config.clients.sampling
+    population = Population(data.clients.num_examples, num_drawn, config.seed, config.data.arrival, sampling)
     return Prepared(data, population, run_context(config, data, tokenizer, max_context(shape)))
 
 
@@ -201,6 +201,13 @@ def final_tasks(config: Config, context: Context) -> list[Task]:
     final = config.evaluation.tasks
     during = config.evaluation.during if config.evaluation.every is not None else ()
     return [task for task in load_tasks(tuple(dict.fromkeys([*final, *during])), context) if task.name in final]
+
+
+def ready_line(config: Config, num_workers: int, loss_before: float) -> str:
+    """Who will do what, and where they start."""
+    per_round = config.clients.per_round or config.clients.num
+    who = f"{config.clients.num} client(s) on {num_workers} worker(s), {per_round} a round"
+    return f"{who}; held-out loss {loss_before:.4f}"
 
 
 def run_rounds(

@@ -14,7 +14,7 @@ _FOLDED = torch.empty(0)
 
 
 class RoundSum:
-    """Σ n_i Δ_i of one round, folded in plan order whatever the order of arrival.
+    """Σ w_i Δ_i of one round, folded in plan order whatever the order of arrival.
 
     `bounds` are the chunks of the block. With `by_chunk` a chunk is folded as soon as it is its client's turn
     (cut-through); without, a client is folded only when all its chunks are there (store-and-forward).
@@ -28,7 +28,7 @@ class RoundSum:
         # A client alone has weight 1, so that Δ̄ is its delta to the last bit: (Δ · n) / n is not, for many n.
         # By its share, so that whoever is left after others were dropped weighs as it did when they were planned.
         alone = plan.visits[0].share == 1
-        self._order = [(visit.client, 1 if alone else visit.num_examples) for visit in plan.visits]
+        self._order = [(visit.client, 1 if alone else visit.weight) for visit in plan.visits]
         self._by_chunk = by_chunk
         self._arrived: dict[int, dict[int, Tensor]] = {visit.client: {} for visit in plan.visits}
         self._num_folded = [0] * len(bounds)
@@ -55,7 +55,7 @@ class RoundSum:
         return self._num_folded[chunk] == len(self._order)
 
     def mean(self, chunk: int) -> Tensor:
-        """Δ̄ of a complete chunk: the sum divided once by Σ n_i."""
+        """Δ̄ of a complete chunk: the sum divided once by Σ w_i."""
         assert self.is_complete(chunk)
         start, end = self.bounds[chunk]
         assert self._total is not None

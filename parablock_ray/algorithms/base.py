@@ -22,8 +22,9 @@ class Visit:
     """
 
     client: int
-    num_examples: int  # n_i: what it holds in this round, and its weight in the aggregate before normalisation
-    share: float  # planned w_i = n_i / Σ n_j over the cohort (what the `eager` correction uses)
+    num_examples: int  # n_i: what it holds in this round
+    weight: int  # in the aggregate, before normalisation: n_i, or how often it was drawn where it is drawn by size
+    share: float  # planned w_i = weight / Σ of them over the cohort (what the `eager` correction uses)
     variant: int = 0
 
 

@@ -176,9 +176,8 @@ class LoraServer:
         missed = self._attendance.missed(client, round)
         num_params = sum(self._merge_params[each] for each in missed)
         if round - 1 in missed and not starts_afresh(self._config):
-            variant = self._ranks[client] if by_rank(self._config) else 0
-            factors = self._factors(round - 1, variant)
-            num_params += sum(t.num_params(f.rank) for t, f in zip(self._targets, factors, strict=True) if f)
+            ranks = self._factor_ranks(round - 1, self._ranks[client])
+            num_params += sum(target.num_params(rank) for target, rank in zip(self._targets, ranks, strict=True))
         return num_params
 
     def forget(self, up_to: int) -> None:
@@ -249,8 +248,8 @@ class LoraServer:
     def _aggregate(self, current: _OpenRound) -> Iterator[ModuleUpdate]:
         """The rule, module after module."""
         visits = current.plan.visits
-        total = sum(visit.num_examples for visit in visits)
-        weights = [visit.num_examples / total for visit in visits]
+        total = sum(visit.weight for visit in visits)
+        weights = [visit.weight / total for visit in visits]
         by_client = [self._adapters(visit.client, current.upload(visit.client)) for visit in visits]
         for adapters in zip(*by_client, strict=True):
             yield self._rule(adapters, weights)
@@ -293,6 +292,12 @@ class LoraServer:
                 down = rank_down(self._config, variant, factors.rank)
                 factors = fit(factors, down, self._scaling(variant))
             yield factors
+
+    def _factor_ranks(self, round: int, client_rank: int) -> Iterator[int]:
+        """Of each module the rank of what a client of this rank trains on with; 0 where there is nothing."""
+        for made in self._made[round]:
+            rank = made.factors.rank if made.factors is not None else 0
+            yield rank_down(self._config, client_rank, rank) if by_rank(self._config) else rank
 
     def _commit(self, current: _OpenRound, made: Sequence[ModuleUpdate]) -> Commit:
         plan = current.plan

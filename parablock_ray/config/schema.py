@@ -38,6 +38,7 @@ class ModelConfig(Strict):
 class ClientsConfig(Strict):
     num: PositiveInt
     per_round: PositiveInt | None = None  # None: all of them
+    sampling: Literal["uniform", "by_size"] = "uniform"  # by_size: large clients more often, and then of equal weight
     on_error: Literal["fail", "drop"] = "fail"  # of a client's training
     on_death: Literal["replay", "drop", "fail"] = "replay"  # of a process or node
     max_replays: NonNegativeInt = 5  # so many deaths does a run survive
@@ -62,6 +63,15 @@ class ClientsConfig(Strict):
             )
         return self
 
+    @model_validator(mode="after")
+    def _there_is_a_draw(self) -> "ClientsConfig":
+        if self.sampling == "by_size" and self.per_round in (None, self.num):
+            raise ValueError(
+                f"sampling: by_size draws some of the clients for a round, so it needs clients.per_round below "
+                f"clients.num = {self.num} (got {self.per_round or 'none, which is all'})"
+            )
+        return self
+
     @property
     def leaves_out_the_slow(self) -> bool:
         """Whether a client may be too late for a round."""
@@ -71,9 +81,10 @@ class ClientsConfig(Strict):
 class WorkersConfig(Strict):
     """Workers are processes (Ray actors) that host clients: one client each, or several in turn."""
 
-    num: PositiveInt | Literal["auto"] = "auto"  # auto: one per GPU, else one per `threads` CPU cores
+    num: PositiveInt | Literal["auto"] = "auto"  # auto: as many as CPUs, GPUs and memory allow
     threads: PositiveInt = 1
-    gpus_per_worker: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = "auto"  # auto: 1 where there are GPUs
+    placement: Literal["spread", "pack"] = "spread"  # over the nodes of a cluster, or on as few as hold them
+    gpus_per_worker: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = "auto"  # auto: see docs/configuration.md
 
 
 class EngineConfig(Strict):

@@ -137,9 +137,9 @@ class ServerActor:
         self._taken_in[worker] = max(reads, self._taken_in[worker])
         await self._run(lambda: self._master.server.forget(min(self._taken_in)))
 
-    async def catch_up_bytes(self, client: int, round: int) -> int:
-        """What the client must download before this round, since it missed some."""
-        return self._wire.num_bytes(self._master.server.catch_up_params(client, round))
+    async def catch_up_bytes(self, clients: Sequence[int], round: int) -> list[int]:
+        """What each of these clients must download before this round, since it missed some."""
+        return [self._wire.num_bytes(self._master.server.catch_up_params(client, round)) for client in clients]
 
     async def report(self, spans: Sequence[Span]) -> None:
         """What clients tell of themselves; a published value is dropped when its last reader has it."""

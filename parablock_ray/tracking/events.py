@@ -40,7 +40,8 @@ class Committed:
     block: int
     time_s: float
     participants: tuple[int, ...]
-    weights: tuple[float, ...]  # n_i, in the same order
+    weights: tuple[float, ...]  # in the same order, before normalisation
+    num_examples: int  # that they hold together in this round
     update_norm: float  # L2 norm of the server's step G_t
     server_s: float  # seconds for which the server computed for this round
     kept_ranks: tuple[KeptRank, ...] = ()  # by module, of methods that cut

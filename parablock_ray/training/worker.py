@@ -25,7 +25,9 @@ from parablock_ray.training.data import FederatedData
 from parablock_ray.training.engine import EngineMaker
 from parablock_ray.training.model import check_packing, load_model
 
-_CACHED_CLIENTS = 32  # whose examples a worker keeps, where they are made when a client is visited
+# Examples that are made when a client is visited, and kept: of so many tokens at least, or of so many clients.
+_CACHED_TOKENS = 4_000_000
+_CACHED_CLIENTS = 32
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,8 @@ class Worker:
     ) -> None:
         self._config = config
         self._population = population
-        self._held_by = lru_cache(_CACHED_CLIENTS)(data.clients.held_by)
+        most_tokens = max(population.num_examples) * data.max_length  # of a client
+        self._held_by = lru_cache(max(_CACHED_CLIENTS, _CACHED_TOKENS // most_tokens))(data.clients.held_by)
         self._packed_length = data.max_length if config.data.packing else None
         self._device = device
         model = load_model(config.model.name, "float32", config.seed)
@@ -111,8 +114,9 @@ class Worker:
         """One forward and backward pass that changes nothing, so that first-use costs fall before the clock starts."""
         [batch] = self._batches(round=0, client=0, num_steps=1)
         first = RoundPlan(round=0, block=0, reads=-1, visits=(), lr=0.0)
+        visit = Visit(client=0, num_examples=1, weight=1, share=1.0)
         with self._undressed_after():
-            self._engine.begin(self._replica.start(first, Visit(client=0, num_examples=1, share=1.0)), first.lr)
+            self._engine.begin(self._replica.start(first, visit), first.lr)
             self._engine.step(move(batch, self._device))
             self._engine.end()
 
@@ -122,7 +126,7 @@ class Worker:
         On real batches of these clients, in turn. Before the first round.
         """
         plan = RoundPlan(round=0, block=block, reads=-1, visits=(), lr=0.0)
-        visit = Visit(clients[0], num_examples=1, share=1.0)
+        visit = Visit(clients[0], num_examples=1, weight=1, share=1.0)
         seconds = []
         with named(plan, visit), self._undressed_after():
             self._engine.begin(self._replica.start(plan, visit), plan.lr)
