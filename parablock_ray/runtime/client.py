@@ -154,7 +154,10 @@ class ClientActor:
         for over in [over for round, over in under_way.items() if round <= plan.reads]:
             await over.wait()
         if self._is_behind(plan, visit):
-            num_bytes = (await catch_up)[visit.client]
+            asked = await catch_up
+            if visit.client not in asked:  # it was left out of a round since
+                asked = await self._catch_up_bytes(plan, [visit.client])
+            num_bytes = asked[visit.client]
             if num_bytes:
                 span = await self._exchange_of(visit.client).catch_up(plan, num_bytes)
                 self._spans[plan.round, visit.client].append(span)
@@ -217,7 +220,7 @@ class ClientActor:
         del self._spans[dropped.round, dropped.client]
         self._attendance.drop(dropped.round, dropped.client)
         await self._server.drop.remote(dropped)
-        self._exchanged[dropped.client][dropped.round].set()
+        self._end_exchange(dropped.round, dropped.client)
 
     async def _exchange(self, plan: RoundPlan, visit: Visit, upload: Tensor) -> None:
         """The exchange task of one visit. It ends the visit, so it reports all of it, in one message."""
@@ -233,7 +236,8 @@ class ClientActor:
         under_way = self._under_way[client]
         under_way.pop(round).set()
         if not under_way:
-            del self._under_way[client], self._exchanges[client]
+            del self._under_way[client]
+            self._exchanges.pop(client, None)  # there is none of a client that was left out of its only round
 
     async def _report(self) -> None:
         """One message at a time; what ends meanwhile goes with the next."""
