@@ -305,10 +305,11 @@ def join(address: str) -> None:
         if port.isdigit() and "/" not in host:
             socket.create_connection((host, int(port)), _CONNECT_TIMEOUT_S).close()  # Ray would try for minutes
         ray.init(log_to_driver=False, logging_level="ERROR")
-    except OSError as error:
+    except OSError as error:  # also all that some versions of Ray say to another version, or to a wrong token
         raise UserError(
-            f"RAY_ADDRESS: no Ray cluster that takes us answers at {address} ({error}); start one, unset RAY_ADDRESS "
-            "or, if the cluster has a token, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH"
+            f"RAY_ADDRESS: no Ray cluster that takes us answers at {address} ({error!r}); start one of Ray "
+            f"{ray.__version__}, unset RAY_ADDRESS or, if the cluster has a token, set RAY_AUTH_MODE=token and "
+            "RAY_AUTH_TOKEN_PATH"
         ) from None
     except ray.exceptions.AuthenticationError:
         raise UserError(
