@@ -15,6 +15,7 @@ from typing import Any
 import ray
 from ray.cluster_utils import Cluster
 from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from parablock_ray.config.schema import WorkersConfig
 from parablock_ray.runtime import cluster as cluster_module
@@ -44,6 +45,8 @@ def reserved() -> dict[str, Any]:
     for strategy in ("spread", "pack"):
         group = reserve(WorkersConfig(placement=strategy), Placement(2, gpus_each=0.5, memory_bytes=0))
         found[strategy] = len(set(nodes_of(group)))
+        place = PlacementGroupSchedulingStrategy(group, 1)
+        found["share"] = ray.get(share_of_gpu.options(scheduling_strategy=place, num_gpus=0.5).remote())
         give_back(group)
     return found
 
@@ -53,6 +56,12 @@ def give_back(group: PlacementGroup) -> None:
     remove_placement_group(group)
     while ray.available_resources().get("GPU", 0) < ray.cluster_resources()["GPU"]:
         time.sleep(0.1)
+
+
+@ray.remote
+def share_of_gpu() -> float:
+    """As a worker asks for it, which limits its memory by it."""
+    return float(ray.get_runtime_context().get_assigned_resources()["GPU"])
 
 
 def nodes_of(group: PlacementGroup) -> list[str]:

@@ -17,6 +17,7 @@ def test_workers_on_two_nodes(tmp_path):
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert (found["num_nodes"], found["spread"], found["pack"]) == (2, 2, 1)
+    assert found["share"] == 0.5
     [told] = found["told"]
     assert told == "waiting for 2 worker(s) of 1 CPU, 1 GPU each; the cluster has 2 of 4 CPU, 0 of 2 GPU free"
     assert found["num_workers"] == 3  # of `auto`, after a trial: no more than the clients of a round
