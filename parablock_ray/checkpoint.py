@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -48,8 +49,12 @@ def begin(root: Path, round: int) -> Path:
 
 
 def write_tensors(folder: Path, file: str, tensors: Mapping[str, Tensor]) -> str:
-    """Write the tensors (on the CPU, contiguous, none sharing memory) through to the disk; the file's sha256."""
-    save_file(dict(tensors), folder / file)
+    """Write the tensors (on the CPU, contiguous, none sharing memory) through to the disk; the file's sha256. Raises
+    OSError."""
+    try:
+        save_file(dict(tensors), folder / file)
+    except SafetensorError as error:  # which is what it makes of an OSError
+        raise OSError(f"{file}: {error}") from None
     sync(folder / file)
     return _sha256(folder / file)
 

@@ -14,7 +14,7 @@ from parablock_ray.config import Config, differing_keys, fingerprint
 from parablock_ray.config.differences import CHANGE_NO_VALUE
 from parablock_ray.errors import UserError
 from parablock_ray.tracking.evaluations import FILE as EVALUATIONS
-from parablock_ray.tracking.events import Committed, Event, from_row
+from parablock_ray.tracking.events import Committed, Event, Span, from_row
 from parablock_ray.training.checkpoints import FOLDER
 
 _logger = logging.getLogger(__name__)
@@ -22,7 +22,12 @@ _logger = logging.getLogger(__name__)
 Complete = Callable[[int, Mapping[str, Any]], None]  # `Runtime.complete_checkpoint`
 
 # Beside CHANGE_NO_VALUE; of the method's keys only `rounds`, upwards.
-_HARMLESS_KEYS = frozenset({"runtime", "workers.num", "workers.gpus_per_worker"})
+_HARMLESS_KEYS = frozenset(
+    {
+        *("runtime", "workers.num", "workers.gpus_per_worker"),
+        *("clients.on_error", "clients.on_death", "clients.max_replays"),
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,8 @@ class Resumed:
     @property
     def clock_s(self) -> float:
         """The end of what was told."""
-        return max(event.time_s if isinstance(event, Committed) else event.end_s for event in self.events)
+        commits = [event.time_s for event in self.events if isinstance(event, Committed)]
+        return max(*commits, *(event.end_s for event in self.events if isinstance(event, Span)))
 
 
 class Completer:
@@ -62,14 +68,19 @@ class Completer:
             "loss_before": loss_before,
         }
         self._num_done = num_done
+        self._also: int | None = None  # a round with a checkpoint beside those that are due
         self._num_complete = 0  # rounds, of those that we were told of
         self._num_events: Counter[int] = Counter()  # by round
+
+    def checkpoint_at(self, round: int) -> None:
+        """See Runtime.checkpoint_at."""
+        self._also = round
 
     def told(self, event: Event, num_complete: int) -> None:
         """The sinks know of this event, with which so many rounds, from the first, are complete."""
         self._num_events[event.round] += 1
         for round in range(self._num_complete, num_complete):
-            if round >= self._num_done and self._config.is_due(round):
+            if round >= self._num_done and (round == self._also or self._config.is_due(round)):
                 self._seal(round)
         self._num_complete = num_complete
 
@@ -88,24 +99,23 @@ def find_resumed(folder: Path, config: Config) -> Resumed:
     for damage in wrong:
         _logger.warning("damaged checkpoint: %s; going on from round %d", damage, saved.round)
     _check_same(saved, config)
-    evaluations = _evaluations(folder / EVALUATIONS, saved.round)
-    judged = {row["round"] for row in evaluations}
-    for round in range(saved.round + 1):
-        if config.evaluation.is_due(round) and round not in judged:
-            _logger.warning("round %d is not judged: the run had ended before it was, and has gone past it", round)
+    due = [round for round in range(saved.round + 1) if config.evaluation.is_due(round)]
+    evaluations = _evaluations(folder / EVALUATIONS, due)
     lines, events = _events(folder / "events.jsonl", saved)
     return Resumed(saved, lines, events, evaluations)
 
 
-def rewind(folder: Path, resumed: Resumed) -> None:
-    """Take back what the folder says of later rounds. What sinks can make again from the events is deleted."""
-    _shorten(folder / "events.jsonl", resumed.lines)
-    if (folder / EVALUATIONS).exists():
-        _shorten(folder / EVALUATIONS, [json.dumps(row) + "\n" for row in resumed.evaluations])
+def rewind(folder: Path, resumed: Resumed | None) -> None:
+    """Take back what the folder says of later rounds, of all rounds where it is None. What sinks can make again from
+    the events is deleted."""
+    lines, evaluations = ([], []) if resumed is None else (resumed.lines, resumed.evaluations)
+    _shorten(folder / "events.jsonl", lines)
+    if evaluations or (folder / EVALUATIONS).exists():
+        _shorten(folder / EVALUATIONS, [json.dumps(row) + "\n" for row in evaluations])
     for name in ("metrics.jsonl", "summary.json", "evaluation.json"):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / "tensorboard", ignore_errors=True)
-    discard_after(folder / FOLDER, resumed.saved.round)
+    discard_after(folder / FOLDER, -1 if resumed is None else resumed.saved.round)
     clear_unfinished(folder / FOLDER)
 
 
@@ -149,15 +159,16 @@ def _events(path: Path, saved: Checkpoint) -> tuple[list[str], list[Event]]:
     return [line for line, _ in told], [event for _, event in told]
 
 
-def _evaluations(path: Path, last_round: int) -> list[dict[str, Any]]:
-    """Those up to this round. They come later than the round they are of, so that some may be missing."""
-    if not path.exists():
-        return []
+def _evaluations(path: Path, due: Sequence[int]) -> list[Mapping[str, Any]]:
+    """A row for each of these rounds, without results where it is lost: it comes later than the round that it is of."""
     try:
-        rows = [json.loads(line) for line in _whole_lines(path)]
-        return [row for row in rows if row["round"] <= last_round]
+        found = {row["round"]: row for row in map(json.loads, _whole_lines(path))} if path.exists() else {}
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path}: cannot be read: {error}; delete the folder and run again") from None
+    for round in due:
+        if round not in found:
+            _logger.warning("round %d is not judged: the run had ended before it was, and has gone past it", round)
+    return [found.get(round, {"round": round, "results": {}}) for round in due]
 
 
 def _whole_lines(path: Path) -> list[str]:

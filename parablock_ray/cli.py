@@ -10,7 +10,7 @@ import typer
 
 from parablock_ray import __version__
 from parablock_ray.config import Config, load_config
-from parablock_ray.errors import RunFailed, UserError
+from parablock_ray.errors import RunFailed, Stopped, UserError
 
 app = typer.Typer(
     help="Federated fine-tuning of large language models whose communication hides behind the computation.",
@@ -48,7 +48,8 @@ def run(
         checked = load_config(config, (overrides or []) + options)
         from parablock_ray.driver import run as run_experiment  # takes seconds: not for a mistake in the config
 
-        run_experiment(checked)
+        with _stopping(Path(checked.out)):
+            run_experiment(checked)
         typer.echo(f"run folder: {checked.out}")
 
 
@@ -61,7 +62,9 @@ def resume(
     with _exit_codes():
         from parablock_ray.resume import resume as resume_run  # takes seconds
 
-        if resume_run(folder, overrides or []):
+        with _stopping(folder):
+            is_to_do = resume_run(folder, overrides or [])
+        if is_to_do:
             typer.echo(f"run folder: {folder}")
         else:
             typer.echo(f"{folder}: this run is finished, there is nothing to resume")
@@ -384,6 +387,15 @@ def _exit_codes() -> Iterator[None]:
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)
         raise typer.Exit(130) from None
+
+
+@contextmanager
+def _stopping(out: Path) -> Iterator[None]:
+    try:
+        yield
+    except Stopped as stopped:
+        typer.echo(f"{stopped}; to go on: parablock resume {out}")
+        raise typer.Exit from None
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,21 @@ from parablock_ray.algorithms.population import Population
 from parablock_ray.checkpoint import newest
 from parablock_ray.checkpointing import Completer, Resumed
 from parablock_ray.config import Config, save_resolved
-from parablock_ray.errors import RunFailed, UserError
+from parablock_ray.deadlines import Late, late_by, nobody
+from parablock_ray.errors import ProcessDied, RunFailed, Stopped, UserError
 from parablock_ray.evaluation.command import judge_folder, run_context, write_outputs
 from parablock_ray.evaluation.results import as_json, result_table
 from parablock_ray.evaluation.tasks import Context, Task, load_tasks
 from parablock_ray.lock import locked
 from parablock_ray.lora_measures import lora_measures
+from parablock_ray.participation import Participation, known_participation
 from parablock_ray.pricing import Pricing, VirtualBook, price
-from parablock_ray.runtime import RunSetup, Runtime, make_runtime
+from parablock_ray.recovery import recover
+from parablock_ray.reporting.command import make_report
+from parablock_ray.runtime import RunSetup, Runtime, make_runtime, runtime_sinks
+from parablock_ray.stopping import stop_requests
 from parablock_ray.tracking.client_split import split_figure, split_line
-from parablock_ray.tracking.events import Event, as_row
+from parablock_ray.tracking.events import Dropped, Event, as_row
 from parablock_ray.tracking.kept_ranks import kept_ranks, rank_figure, write_rank_table
 from parablock_ray.tracking.rounds import RoundBook
 from parablock_ray.tracking.sinks import Sink, open_sinks
@@ -50,7 +56,7 @@ _ROUNDS_AHEAD = 2  # plans lie ready beyond what staleness needs, so that no cli
 
 
 def run(config: Config) -> dict[str, Any]:
-    """Run the experiment; return what `summary.json` says. Raises UserError or RunFailed."""
+    """Run the experiment; return what `summary.json` says. Raises UserError, RunFailed or Stopped."""
     refuse_used_folder(Path(config.out))
     return _carry_out(config, None)
 
@@ -60,39 +66,77 @@ def go_on(config: Config, resumed: Resumed) -> dict[str, Any]:
     return _carry_out(config, resumed)
 
 
+@dataclass(frozen=True)
+class _Experiment:
+    """What stays the same however often processes of it die."""
+
+    config: Config
+    data: FederatedData
+    population: Population
+    method: Method
+    participation: Participation
+    tasks: Sequence[Task]
+    console: Console
+    made_with: Mapping[str, str]  # versions
+
+    @property
+    def out(self) -> Path:
+        return Path(self.config.out)
+
+
 def _carry_out(config: Config, resumed: Resumed | None) -> dict[str, Any]:
-    out, console, made_with = Path(config.out), Console(), versions()
-    prepared = prepare(config)
+    made_with, console, prepared = versions(), Console(), prepare(config)
     data, population = prepared.data, prepared.population
     method = make_method(config.method, population)
     console.print(data.report.line(), highlight=False, soft_wrap=True)
     console.print(split_line(config.data.split.name, data.report.labels), highlight=False, soft_wrap=True)
     console.print(padding_line(data, population, config), highlight=False, soft_wrap=True)
     tasks = final_tasks(config, prepared.context)
-    pricing, virtual = Pricing(config), config.network.mode == "virtual"
-    book = VirtualBook(method.num_rounds, pricing) if virtual else RoundBook(method.num_rounds)
-    runtime = make_runtime(RunSetup(config, population, data, make_engine))
+    late: Late = nobody
+    if config.clients.leaves_out_the_slow:
+        late = late_by(config, population, model_shapes(config.model.name))
+    participation = Participation(config.clients.min_participants, late, known_participation(config))
+    experiment = _Experiment(config, data, population, method, participation, tasks, console, made_with)
     with ExitStack() as cleanup:
         if resumed is None:
-            cleanup.enter_context(claimed(out, config))
-        sinks = open_sinks(config, console, resumes=resumed is not None)
+            cleanup.enter_context(claimed(experiment.out, config))
+        for num_replays in count():
+            try:
+                return _attempt(experiment, resumed, num_replays)
+            except ProcessDied as death:
+                resumed = recover(death, config, num_replays, participation)
+    raise AssertionError("some attempt is the last")
+
+
+def _attempt(experiment: _Experiment, resumed: Resumed | None, num_replays: int) -> dict[str, Any]:
+    """The run, from where it is taken up to its end. Raises ProcessDied with every process of it ended."""
+    config, method, console, out = experiment.config, experiment.method, experiment.console, experiment.out
+    participation = experiment.participation
+    pricing, virtual = Pricing(config), config.network.mode == "virtual"
+    book = VirtualBook(method.num_rounds, pricing) if virtual else RoundBook(method.num_rounds)
+    runtime = make_runtime(RunSetup(config, experiment.population, experiment.data, make_engine))
+    with ExitStack() as cleanup:
+        resumes = resumed is not None or num_replays > 0
+        sinks = [*open_sinks(config, console, resumes), *runtime_sinks(config)]
         for sink in sinks:
             cleanup.callback(sink.close)
         cleanup.callback(runtime.close)  # what comes last here closes first
-        split_figure(data.report.labels).savefig(out / "clients.svg", format="svg")
+        split_figure(experiment.data.report.labels).savefig(out / "clients.svg", format="svg")
         console.print(f"starting {config.runtime} with {config.model.name}", highlight=False)
         info = runtime.start()
         loss_before = runtime.evaluate() if resumed is None else resumed.loss_before
-        console.print(f"{info.num_workers} worker(s) ready; held-out loss {loss_before:.4f}", highlight=False)
-        num_done = 0
+        console.print(ready_line(config, info.num_workers, loss_before), highlight=False, soft_wrap=True)
+        num_done, told = 0, list[Event]()
         if resumed is not None:
-            num_done = resumed.saved.round + 1
-            runtime.restore(resumed.saved, [method.plan(round) for round in range(num_done)], resumed.clock_s)
+            num_done, told = resumed.saved.round + 1, list(resumed.events)
+            for event in told:
+                participation.note(event)
+            plans = [participation.attend(method.plan(round))[0] for round in range(num_done)]
+            runtime.restore(resumed.saved, plans, resumed.clock_s)
             for row in resumed.evaluations:
                 tell_evaluation(row, sinks)
         completer = Completer(runtime.complete_checkpoint, config, loss_before, num_done)
-        told = [] if resumed is None else resumed.events
-        events, rows = run_rounds(method, runtime, book, sinks, completer, told)
+        events, rows = run_rounds(method, participation, runtime, book, sinks, completer, told)
         loss_after = finite(runtime.evaluate())
         final = runtime.finish(out / "model")
         timeline, priced = price(events, pricing)
@@ -105,21 +149,25 @@ def _carry_out(config: Config, resumed: Resumed | None) -> dict[str, Any]:
             "seed": config.seed,
             "num_rounds": method.num_rounds,
             "num_clients": config.clients.num,
+            "num_dropped": sum(isinstance(event, Dropped) for event in events),
+            "num_replays": num_replays,
             "num_workers": info.num_workers,
             "loss_before": loss_before,
             "loss_after": loss_after,
             **summed(rows, bound_s=timeline.seconds, mode=config.network.mode),
-            **lora_measures(config, population, events),
+            **lora_measures(config, experiment.population, events),
             "weights_sha256": final.weights_sha256,
             "peak_rss_bytes": final.peak_rss_bytes,
-            "versions": made_with,
+            "versions": experiment.made_with,
         }
         for sink in sinks:
             sink.finish(summary)
         for evaluated in runtime.remaining_evaluations():
             tell_evaluation(asdict(evaluated), sinks)
         runtime.close()  # its processes give their memory back before another model is loaded
-        judge_run(tasks, out, config, console, sinks)
+        judge_run(experiment.tasks, out, config, console, sinks)
+        if config.tracking.wandb != "off":  # W&B takes it along
+            make_report([out], out / "report.html", control=None, csv_folder=None, markdown_file=None)
         return summary
 
 
@@ -142,7 +190,8 @@ def prepare(config: Config) -> Prepared:
             _logger.warning(oddity)
     data = build_data(config.data, config.clients.num, config.seed, tokenizer, max_context(shape))
     per_round = config.clients.per_round or config.clients.num
-    population = Population(data.clients.num_examples, per_round, config.seed, config.data.arrival)
+    num_drawn, sampling = per_round + config.clients.over_sample, config.clients.sampling
+    population = Population(data.clients.num_examples, num_drawn, config.seed, config.data.arrival, sampling)
     return Prepared(data, population, run_context(config, data, tokenizer, max_context(shape)))
 
 
@@ -154,15 +203,24 @@ def final_tasks(config: Config, context: Context) -> list[Task]:
     return [task for task in load_tasks(tuple(dict.fromkeys([*final, *during])), context) if task.name in final]
 
 
+def ready_line(config: Config, num_workers: int, loss_before: float) -> str:
+    """Who will do what, and where they start."""
+    per_round = config.clients.per_round or config.clients.num
+    who = f"{config.clients.num} client(s) on {num_workers} worker(s), {per_round} a round"
+    return f"{who}; held-out loss {loss_before:.4f}"
+
+
 def run_rounds(
     method: Method,
+    participation: Participation,
     runtime: Runtime,
     book: RoundBook | VirtualBook,
     sinks: Sequence[Sink],
     completer: Completer,
     told: Sequence[Event],
 ) -> tuple[list[Event], list[dict[str, Any]]]:
-    """The round loop. Returns all events and the metrics rows once the last download is in.
+    """The round loop. Returns all events and the metrics rows once the last download is in. Raises Stopped where a
+    SIGTERM came and rounds are left, which a checkpoint precedes.
 
     `told`: all events of the rounds that a resumed run has behind it; the sinks are told of them again.
     """
@@ -171,6 +229,7 @@ def run_rounds(
 
     def note(event: Event) -> None:
         events.append(event)
+        participation.note(event)
         finished = book.add(event)
         rows.extend(finished)
         for sink in sinks:
@@ -181,16 +240,28 @@ def run_rounds(
 
     for event in told:
         note(event)
-    num_submitted = book.num_complete
-    while len(rows) < method.num_rounds:
-        ahead = book.num_complete + method.staleness + _ROUNDS_AHEAD
-        while num_submitted < min(ahead, method.num_rounds):
-            runtime.submit(method.plan(num_submitted))
-            num_submitted += 1
-        for event in runtime.events():
-            note(event)
-        for evaluated in runtime.evaluations():
-            tell_evaluation(asdict(evaluated), sinks)
+    num_submitted, num_wanted = book.num_complete, method.num_rounds
+    with stop_requests() as is_asked_to_stop:
+        while book.num_complete < num_wanted:
+            if is_asked_to_stop() and num_submitted + method.staleness + 1 < num_wanted:
+                # With the last of these rounds nothing is under way, and all that its checkpoint needs is yet to come.
+                num_wanted = num_submitted + method.staleness + 1
+                runtime.checkpoint_at(num_wanted - 1)
+                completer.checkpoint_at(num_wanted - 1)
+            ahead = book.num_complete + method.staleness + _ROUNDS_AHEAD
+            while num_submitted < min(ahead, num_wanted):
+                plan, dropped = participation.attend(method.plan(num_submitted))
+                for each in dropped:
+                    note(each)
+                runtime.submit(plan)
+                num_submitted += 1
+            for event in runtime.events():
+                note(event)
+            for evaluated in runtime.evaluations():
+                tell_evaluation(asdict(evaluated), sinks)
+    if num_wanted < method.num_rounds:
+        runtime.wait_for_checkpoint()
+        raise Stopped(num_wanted)
     return events, rows
 
 

@@ -113,7 +113,9 @@ class _Replay:
         schedule, commits = make_method(self._config.method, population), []
         for round, uploads in enumerate(self._uploads):
             plan = schedule.plan(round)
-            one_for_all = tuple(replace(visit, variant=0) for visit in plan.visits)  # FLoRIST's, whatever the run's
+            one_for_all = tuple(
+                replace(visit, variant=0) for visit in plan.visits if visit.client in uploads
+            )  # FLoRIST's, whatever the run's
             server.open(replace(plan, visits=one_for_all))
             for client, upload in uploads.items():
                 for chunk, (start, end) in enumerate(wire.bounds(upload.numel())):

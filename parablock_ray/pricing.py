@@ -86,7 +86,7 @@ def by_round(events: Iterable[Event]) -> Iterator[tuple[Committed, list[Span]]]:
     for event in events:
         if isinstance(event, Committed):
             commits[event.round] = event
-        else:
+        elif isinstance(event, Span):
             spans[event.round].append(event)
     for round, commit in sorted(commits.items()):
         yield commit, spans[round]

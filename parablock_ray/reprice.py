@@ -13,7 +13,7 @@ from parablock_ray.config.network import CLIENT_KEYS, PRESETS, NetworkConfig
 from parablock_ray.errors import UserError
 from parablock_ray.pricing import Pricing, price
 from parablock_ray.tracking.compare import read_run
-from parablock_ray.tracking.events import Event, from_row
+from parablock_ray.tracking.events import Dropped, Event, from_row
 from parablock_ray.tracking.trace import chrome_trace
 
 
@@ -54,6 +54,10 @@ def reprice(folder: Path, overrides: Sequence[str]) -> Repriced:
     run = read_run(folder)
     after = load_config(folder / "config.yaml", _changes(run.config, overrides))
     events = _read_events(folder / "events.jsonl")
+    if any(isinstance(event, Dropped) and event.why == "late" for event in events):
+        raise UserError(
+            f"{folder}: has clients that were late, and over another network it would be others; train again"
+        )
     before_s = price(events, Pricing(run.config))[0].seconds
     timeline, told = price(events, Pricing(after))
     num_rounds = run.summary["num_rounds"]

@@ -1,14 +1,18 @@
 """`parablock resume`: a run that was interrupted goes on from its last checkpoint."""
 
 import json
+import logging
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from parablock_ray.checkpointing import find_resumed, rewind
+from parablock_ray.checkpointing import Resumed, find_resumed, rewind
 from parablock_ray.config import Config, load_config, save_resolved
-from parablock_ray.driver import go_on
+from parablock_ray.driver import go_on, run
 from parablock_ray.errors import UserError
 from parablock_ray.lock import locked
+
+_logger = logging.getLogger(__name__)
 
 
 def resume(folder: Path, overrides: Sequence[str]) -> bool:
@@ -21,11 +25,31 @@ def resume(folder: Path, overrides: Sequence[str]) -> bool:
     with locked(folder):
         if _is_finished(folder, config):
             return False
-        resumed = find_resumed(folder, config)
-        rewind(folder, resumed)
-        save_resolved(config, folder / "config.yaml")
-        go_on(config, resumed)
+        _take_up(folder, config, find_resumed(folder, config))
     return True
+
+
+def run_or_resume(config: Config) -> None:
+    """Run the experiment, from the last checkpoint in its folder if that can be used, else from the start: then what is
+    there is deleted. Raises as `run` does."""
+    folder = Path(config.out)
+    if (folder / "config.yaml").exists():
+        with locked(folder):
+            try:
+                resumed = find_resumed(folder, config)
+            except UserError as error:
+                _logger.warning("started over: %s", error)
+                shutil.rmtree(folder)
+            else:
+                _take_up(folder, config, resumed)
+                return
+    run(config)
+
+
+def _take_up(folder: Path, config: Config, resumed: Resumed) -> None:
+    rewind(folder, resumed)
+    save_resolved(config, folder / "config.yaml")
+    go_on(config, resumed)
 
 
 def _is_finished(folder: Path, config: Config) -> bool:

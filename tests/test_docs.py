@@ -105,7 +105,7 @@ def test_every_field_of_a_run_folder_is_documented() -> None:
     book = RoundBook(num_rounds=1)
     book.add(Span("compute", 0, 0, client=0, worker=0, start_s=0.0, end_s=1.0, loss=1.0))
     book.add(Span("download", 0, 0, client=0, worker=0, start_s=1.0, end_s=2.0))
-    [metrics] = book.add(Committed(0, 0, time_s=1.0, participants=(0,), weights=(1.0,), update_norm=1.0, server_s=0.1))
+    [metrics] = book.add(Committed(0, 0, 1.0, (0,), weights=(1.0,), num_examples=1, update_norm=1.0, server_s=0.1))
     names = {*metrics, *(field.name for event in (Span, Committed) for field in fields(event))}
     text = (ROOT / "docs" / "run-folder.md").read_text("utf-8")
     assert [name for name in sorted(names) if f"`{name}`" not in text] == []

@@ -36,7 +36,7 @@ def told(case: Case) -> Iterator[Event]:
     """Events of a run with these loads; their times are of no account."""
     for load in case.rounds:
         clients = tuple(visit.client for visit in load.visits)
-        yield Committed(load.round, 0, 0.0, clients, (1,) * len(clients), 0.0, server_s=0.0)
+        yield Committed(load.round, 0, 0.0, clients, (1,) * len(clients), len(clients), 0.0, server_s=0.0)
         for visit in load.visits:
             span = Span("compute", load.round, 0, visit.client, 0, 0.0, 0.0, loss=1.0)
             yield from (span, replace(span, phase="upload", num_bytes=visit.up_bytes))

@@ -14,6 +14,11 @@ from typer.testing import CliRunner, Result
 
 from parablock_ray import cli
 from parablock_ray.checkpoint import discard_after
+from parablock_ray.config import load_config
+from parablock_ray.reporting.runs import gather
+from parablock_ray.resume import run_or_resume
+from parablock_ray.training.worker import Worker
+from tests.full_disk import at_most
 from tests.runtime.federation import QUICKSTART, SHORT, rows
 from tests.test_run import failed, inspect
 
@@ -92,7 +97,8 @@ def test_a_round_whose_evaluation_was_lost_is_named(half, caplog):
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:2]))
     assert resume(half).exit_code == 0
     assert caplog.messages[0] == "round 2 is not judged: the run had ended before it was, and has gone past it"
-    assert [row["round"] for row in rows(path)] == [0, 1, 3]
+    assert [(row["round"], bool(row["results"])) for row in rows(path)] == [(0, 1), (1, 1), (2, 0), (3, 1)]
+    assert len(gather([half]).groups) == 1  # a report takes it
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(half, finished, caplog):
@@ -115,6 +121,48 @@ def test_more_rounds(finished, tmp_path):
     CliRunner().invoke(cli.app, ["run", str(QUICKSTART), *SMALL, "method.rounds=5", "--out", str(tmp_path / "whole")])
     assert sha256(tmp_path / "longer") == sha256(tmp_path / "whole") != sha256(finished)
     assert [row["round"] for row in rows(tmp_path / "longer" / "metrics.jsonl")] == list(range(5))
+
+
+def test_sigterm_ends_it_with_a_checkpoint(finished, tmp_path, monkeypatch):
+    """After rounds that are on no schedule; it goes on to the same weights."""
+    train, out = Worker.train, tmp_path / "run"
+
+    def stop(self, plan, visit):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return train(self, plan, visit)
+
+    longer = [*SMALL, "method.rounds=9", "checkpoint.every=null"]
+    whole = CliRunner().invoke(cli.app, ["run", str(QUICKSTART), *longer, "--out", str(tmp_path / "whole")])
+    assert whole.exit_code == 0, whole.output
+    with monkeypatch.context() as patch:
+        patch.setattr(Worker, "train", stop)
+        stopped = CliRunner().invoke(cli.app, ["run", str(QUICKSTART), *longer, "--out", str(out)])
+    assert stopped.exit_code == 0, stopped.output
+    assert stopped.stdout.splitlines()[-1] == f"stopped after 5 rounds; to go on: parablock resume {out}"
+    assert not (out / "summary.json").exists()
+    assert not (out / ".lock").exists()
+    assert [folder.name for folder in (out / "checkpoints").iterdir()] == ["round-00004"]
+    assert resume(out).exit_code == 0
+    assert sha256(out) == sha256(tmp_path / "whole")
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(half):
+    size = (half / "checkpoints" / "round-00002" / "state.safetensors").stat().st_size
+    with at_most(size - 1):
+        said = failed(resume(half, "method.rounds=6", "tracking.wandb=off"), 1)
+    assert said.startswith(f"the checkpoint of round 3 cannot be written to {half}/checkpoints: state.safetensors: ")
+    assert said.endswith("; make room, then parablock resume\n")
+    assert [folder.name for folder in (half / "checkpoints").iterdir()] == ["round-00002"]
+
+
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_a_run_of_a_sweep_goes_on_where_it_can(finished, half, is_damaged, caplog):
+    if is_damaged:
+        (half / "checkpoints" / "round-00002" / "manifest.json").unlink()
+    config = load_config(half / "config.yaml", [f"out={half}"])
+    run_or_resume(config)
+    assert sha256(half) == sha256(finished)
+    assert ("started over: " in caplog.text) == is_damaged
 
 
 # ---- what is refused

@@ -361,7 +361,7 @@ def wait_until_gone(processes) -> None:
 def run_on_ray(out: Path, monkeypatch: pytest.MonkeyPatch, actor: type) -> str:
     """Run with this client actor, which makes the run fail; returns what it said once its processes are gone."""
     monkeypatch.setattr(cluster_module, "ClientActor", actor)
-    said = failed(invoke(out, *SMALL, "runtime=ray", "workers.num=2"), 1)
+    said = failed(invoke(out, *SMALL, "runtime=ray", "workers.num=2", "clients.on_death=fail"), 1)
     pids = [Path("/proc", pid.name) for pid in out.with_name("pids").iterdir()]
     assert len(pids) == 2
     wait_until_gone(lambda: [pid for pid in pids if pid.exists()])
@@ -378,6 +378,7 @@ def test_a_clients_exception_ends_the_run_on_ray(cluster, tmp_path, monkeypatch)
 def test_a_dead_process_ends_the_run_on_ray(cluster, tmp_path, monkeypatch):
     said = run_on_ray(tmp_path / "run", monkeypatch, Mortal)
     assert said.startswith("the process of worker 1 (clients 1) died: ")
+    assert re.search(r"; under way: round 1 \(block \d\).*; with clients.on_death=replay a run goes on\n", said)
 
 
 def test_a_nan_ends_a_run_with_its_own_cluster(tmp_path):

@@ -3,8 +3,8 @@
 The runtimes know these protocols and no method by name.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from torch import Tensor
@@ -22,8 +22,9 @@ class Visit:
     """
 
     client: int
-    num_examples: int  # n_i: what it holds in this round, and its weight in the aggregate before normalisation
-    share: float  # planned w_i = n_i / Σ n_j over the cohort (what the `eager` correction uses)
+    num_examples: int  # n_i: what it holds in this round
+    weight: int  # in the aggregate, before normalisation: n_i, or how often it was drawn where it is drawn by size
+    share: float  # planned w_i = weight / Σ of them over the cohort (what the `eager` correction uses)
     variant: int = 0
 
 
@@ -40,6 +41,10 @@ class RoundPlan:
     reads: int
     visits: tuple[Visit, ...]
     lr: float
+
+    def without(self, clients: Collection[int]) -> "RoundPlan":
+        """The round with these clients left out; the shares stay those of the cohort that was planned."""
+        return replace(self, visits=tuple(visit for visit in self.visits if visit.client not in clients))
 
 
 class Method(Protocol):
@@ -138,6 +143,11 @@ class Server(Protocol):
         """
         ...
 
+    def drop(self, round: int, client: int) -> Iterator[Publication | Commit]:
+        """This client, which has sent nothing of this round, will not; others are left. What this makes public, as
+        above."""
+        ...
+
     def updates(self, after: int, up_to: int, variant: int) -> Sequence[Update]:
         """What leads from x^{(≤ after)} to x^{(≤ up_to)}, in the order to apply; `up_to` is committed."""
         ...
@@ -185,7 +195,7 @@ class Replica(Protocol):
 
     def finish(self, trained: Tensor) -> Tensor:
         """The upload (flat, wire dtype, CPU) of the visit under way, whose parameters are now `trained` (flat, fp32,
-        used up). The model is undressed again."""
+        used up). The model is undressed again. What is sent must then be told to `remember`."""
         ...
 
     def undress(self) -> None:

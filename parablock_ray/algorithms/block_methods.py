@@ -11,7 +11,7 @@ import torch
 
 from parablock_ray.algorithms.base import RoundPlan
 from parablock_ray.algorithms.learning_rate import learning_rate
-from parablock_ray.algorithms.population import Population, in_fold_order, uniform_cohorts
+from parablock_ray.algorithms.population import Population, cohorts, in_fold_order
 from parablock_ray.algorithms.rng import generator
 from parablock_ray.config.method import BlockMethod, FedAvg, FedBCD, FedCyBGD, ParaBlock
 
@@ -42,17 +42,17 @@ class BlockSchedule:
 
 def fedbcd(config: FedBCD, population: Population) -> BlockSchedule:
     """Federated block coordinate descent: ParaBlock's sequential control, staleness 0."""
-    return BlockSchedule(config, population, _sweeps(config, population), uniform_cohorts(population))
+    return BlockSchedule(config, population, _sweeps(config, population), cohorts(population))
 
 
 def parablock(config: ParaBlock, population: Population) -> BlockSchedule:
     """ParaBlock (arXiv 2511.19959, our reconstruction): FedBCD with staleness 1 and a block-level correction."""
-    return BlockSchedule(config, population, _sweeps(config, population), uniform_cohorts(population))
+    return BlockSchedule(config, population, _sweeps(config, population), cohorts(population))
 
 
 def fedavg(config: FedAvg, population: Population) -> BlockSchedule:
     """FedAvg (arXiv 1602.05629): one block that holds everything. With staleness 1: CoCoD-SGD."""
-    return BlockSchedule(config, population, lambda round: 0, uniform_cohorts(population))
+    return BlockSchedule(config, population, lambda round: 0, cohorts(population))
 
 
 def fedcybgd(config: FedCyBGD, population: Population) -> BlockSchedule:

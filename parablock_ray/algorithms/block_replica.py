@@ -57,8 +57,6 @@ class _Pending:
 
 @dataclass(frozen=True)
 class _UnderWay:
-    plan: RoundPlan
-    visit: Visit
     start: Tensor  # z_i[b_t], flat, after the cast, widened to fp32; read only
     dressed: tuple[int, ...]  # blocks that may not hold their committed values
 
@@ -127,19 +125,17 @@ class BlockReplica:
             start = self._exact[plan.block]  # of whole blocks no copy is made without need
         else:
             start = flatten(self._tensors[plan.block], self._dtype)
-        self._under_way = _UnderWay(plan, visit, start, dressed)
+        self._under_way = _UnderWay(start, dressed)
         return self._tensors[plan.block]
 
     def finish(self, trained: Tensor) -> Tensor:
         """The delta to send (flat, wire dtype, on the CPU); the model holds the committed values again.
 
         `trained`: the block after local training, flat, fp32; it is used up. The delta is rounded to the wire dtype
-        once, here: what is sent is also what stays pending.
+        once, here: what is sent is also what is to be remembered.
         """
         assert self._under_way is not None, "start() comes first"
-        plan, visit = self._under_way.plan, self._under_way.visit
         delta = trained.sub_(self._under_way.start).to(self._wire.dtype).cpu()
-        self.remember(plan, visit, delta)
         self.undress()
         return delta
 

@@ -79,6 +79,14 @@ class BlockServer:
         self._open[round].total.add(client, chunk, values)
         return self._made_public()
 
+    def drop(self, round: int, client: int) -> Iterator[Publication | Commit]:
+        """This client, which has sent nothing of this round, is left out of it."""
+        current = self._open[round]
+        current.plan = current.plan.without({client})
+        current.total.drop(client)
+        self._attendance.drop(round, client)
+        return self._made_public()
+
     def updates(self, after: int, up_to: int, variant: int) -> list[Update]:
         """Every block that rounds after `after` have changed, as of `up_to`: the latest value replaces the others."""
         latest = {self._blocks[round]: round for round in range(after + 1, up_to + 1)}
@@ -88,9 +96,12 @@ class BlockServer:
         """The parameters of the missed blocks, or of the whole model for a client that joins late."""
         if self._attendance.joins_late(client, round):
             return self.layout.num_params
-        latest = {self._blocks[each]: each for each in range(self._attendance.reads(round) + 1)}
         missed = self._attendance.missed(client, round)
-        return sum(self.layout.blocks[block].num_params for block, each in latest.items() if each in missed)
+        if not missed:
+            return 0
+        latest = {self._blocks[each]: each for each in range(missed[0], self._attendance.reads(round) + 1)}
+        rounds = set(missed)
+        return sum(self.layout.blocks[block].num_params for block, each in latest.items() if each in rounds)
 
     def forget(self, up_to: int) -> None:
         """Nothing to do: old values are kept for as many rounds as the staleness."""

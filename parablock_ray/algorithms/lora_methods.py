@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from parablock_ray.algorithms.adapters import client_ranks
 from parablock_ray.algorithms.base import RoundPlan
@@ -16,7 +17,7 @@ from parablock_ray.algorithms.lora import (
     hetlora,
     zero_pad,
 )
-from parablock_ray.algorithms.population import Population, in_fold_order, uniform_cohorts
+from parablock_ray.algorithms.population import Population, cohorts, in_fold_order
 from parablock_ray.config.lora import (
     FactorMethod,
     FedExLoRA,
@@ -51,11 +52,15 @@ class LoraSchedule:
 
     def plan(self, round: int) -> RoundPlan:
         """The plan of round `round`."""
-        visits = in_fold_order(uniform_cohorts(self.population)(round), self.population, round)
+        visits = in_fold_order(cohorts(self.population)(round), self.population, round)
         if by_rank(self.config):
-            ranks = client_ranks(self.config.lora, self.population.num_clients, self.population.seed)
-            visits = tuple(replace(visit, variant=ranks[visit.client]) for visit in visits)
+            visits = tuple(replace(visit, variant=self._ranks[visit.client]) for visit in visits)
         return RoundPlan(round, 0, round - 1 - self.staleness, visits, learning_rate(self.config, round))
+
+    @cached_property
+    def _ranks(self) -> Sequence[int]:
+        """By client; each is drawn apart, which takes long for very many."""
+        return client_ranks(self.config.lora, self.population.num_clients, self.population.seed)
 
 
 @dataclass(frozen=True)

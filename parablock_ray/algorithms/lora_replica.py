@@ -59,8 +59,6 @@ class _Pending:
 
 @dataclass(frozen=True)
 class _UnderWay:
-    plan: RoundPlan
-    visit: Visit
     is_dressed: bool  # the weights do not hold their committed values
 
 
@@ -110,7 +108,7 @@ class LoraReplica:
         rank = self._ranks[visit.client]
         factor = correction_factor(self._config.correction, visit)
         pending = [each for each in self._pending.get(visit.client, []) if each.round > plan.reads and factor != 0]
-        self._under_way = _UnderWay(plan, visit, is_dressed=bool(pending))
+        self._under_way = _UnderWay(is_dressed=bool(pending))
         if pending:
             self._dress(pending, factor)
         self._live.activate(rank)
@@ -124,9 +122,7 @@ class LoraReplica:
     def finish(self, trained: Tensor) -> Tensor:
         """B and A as they are now (flat, wire dtype, on the CPU); the weights are committed ones again."""
         assert self._under_way is not None, "start() comes first"
-        plan, visit = self._under_way.plan, self._under_way.visit
         upload = trained.to(self._wire.dtype).cpu()
-        self.remember(plan, visit, upload)
         self.undress()
         return upload
 

@@ -61,6 +61,9 @@ class FactorServer:
     def receive(self, round: int, client: int, chunk: int, values: Tensor) -> Iterator[Publication | Commit]:
         return self._blocks.receive(round, client, chunk, values)
 
+    def drop(self, round: int, client: int) -> Iterator[Publication | Commit]:
+        return self._blocks.drop(round, client)
+
     def updates(self, after: int, up_to: int, variant: int) -> Sequence[Update]:
         return self._blocks.updates(after, up_to, variant)
 
@@ -97,9 +100,13 @@ class _OpenRound:
     def add(self, client: int, chunk: int, values: Tensor) -> None:
         self._chunks[client][chunk] = values
 
+    def drop(self, client: int) -> None:
+        assert not self._chunks.pop(client), "it has sent something"
+        self.plan = self.plan.without({client})
+
     @property
     def is_complete(self) -> bool:
-        return all(len(self._chunks[client]) == num for client, num in self._num_chunks.items())
+        return all(len(chunks) == self._num_chunks[client] for client, chunks in self._chunks.items())
 
     def upload(self, client: int) -> Tensor:
         """A client's whole vector."""
@@ -148,6 +155,12 @@ class LoraServer:
         self._open[round].add(client, chunk, values)
         return self._made_public()
 
+    def drop(self, round: int, client: int) -> Iterator[Publication | Commit]:
+        """This client, which has sent nothing of this round, is left out of it."""
+        self._open[round].drop(client)
+        self._attendance.drop(round, client)
+        return self._made_public()
+
     def updates(self, after: int, up_to: int, variant: int) -> list[Update]:
         """What every round merged; factors replace those of the rounds before."""
         weights = []
@@ -163,9 +176,8 @@ class LoraServer:
         missed = self._attendance.missed(client, round)
         num_params = sum(self._merge_params[each] for each in missed)
         if round - 1 in missed and not starts_afresh(self._config):
-            variant = self._ranks[client] if by_rank(self._config) else 0
-            factors = self._factors(round - 1, variant)
-            num_params += sum(t.num_params(f.rank) for t, f in zip(self._targets, factors, strict=True) if f)
+            ranks = self._factor_ranks(round - 1, self._ranks[client])
+            num_params += sum(target.num_params(rank) for target, rank in zip(self._targets, ranks, strict=True))
         return num_params
 
     def forget(self, up_to: int) -> None:
@@ -236,8 +248,8 @@ class LoraServer:
     def _aggregate(self, current: _OpenRound) -> Iterator[ModuleUpdate]:
         """The rule, module after module."""
         visits = current.plan.visits
-        total = sum(visit.num_examples for visit in visits)
-        weights = [visit.num_examples / total for visit in visits]
+        total = sum(visit.weight for visit in visits)
+        weights = [visit.weight / total for visit in visits]
         by_client = [self._adapters(visit.client, current.upload(visit.client)) for visit in visits]
         for adapters in zip(*by_client, strict=True):
             yield self._rule(adapters, weights)
@@ -280,6 +292,12 @@ class LoraServer:
                 down = rank_down(self._config, variant, factors.rank)
                 factors = fit(factors, down, self._scaling(variant))
             yield factors
+
+    def _factor_ranks(self, round: int, client_rank: int) -> Iterator[int]:
+        """Of each module the rank of what a client of this rank trains on with; 0 where there is nothing."""
+        for made in self._made[round]:
+            rank = made.factors.rank if made.factors is not None else 0
+            yield rank_down(self._config, client_rank, rank) if by_rank(self._config) else rank
 
     def _commit(self, current: _OpenRound, made: Sequence[ModuleUpdate]) -> Commit:
         plan = current.plan

@@ -1,10 +1,13 @@
 """Who takes part in a round, in which order, and what a client has missed since it last did."""
 
-from collections import defaultdict
+from bisect import bisect_left
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
+from torch import Tensor
 
 from parablock_ray.algorithms.base import RoundPlan, Visit
 from parablock_ray.algorithms.rng import generator
@@ -19,6 +22,7 @@ class Population:
     per_round: int
     seed: int
     arrival: Arrival | None = None  # None: all is there from the start
+    sampling: Literal["uniform", "by_size"] = "uniform"
 
     @property
     def num_clients(self) -> int:
@@ -35,24 +39,50 @@ class Population:
         return self.per_round < self.num_clients
 
 
-def uniform_cohorts(population: Population) -> Callable[[int], Sequence[int]]:
-    """round → clients, `per_round` of them drawn without replacement; all of them where none are left out."""
+def cohorts(population: Population) -> Callable[[int], Sequence[int]]:
+    """round → clients, `per_round` of them drawn; all of them where none are left out.
+
+    `uniform`: without replacement. `by_size`: see `drawn_by_size`; who holds very much may be drawn more than once.
+    """
 
     def cohort(round: int) -> Sequence[int]:
         if not population.is_sampled:
             return range(population.num_clients)
-        drawn = torch.randperm(population.num_clients, generator=generator(population.seed, "cohort", round))
-        return [int(client) for client in drawn[: population.per_round]]
+        random = generator(population.seed, "cohort", round)
+        order = torch.randperm(population.num_clients, generator=random)
+        if population.sampling == "uniform":
+            return list(order[: population.per_round].tolist())
+        sizes = torch.tensor([population.num_examples_at(round, client) for client in order.tolist()])
+        offset = int(torch.randint(int(sizes.sum()), (), generator=random))
+        return list(order[drawn_by_size(sizes, population.per_round, offset)].tolist())
 
     return cohort
 
 
+def drawn_by_size(sizes: Tensor, num: int, offset: int) -> Tensor:
+    """`num` positions in `sizes` (int64), over all offsets (0 to Σ sizes − 1) each as often as it is large.
+
+    Systematic sampling (Madow, Annals of Mathematical Statistics 20, 1949), in integers: position i has num · size_i
+    places in a row, and every (Σ sizes)-th place is drawn. So the expected number of draws is num · size_i / Σ sizes to
+    the last bit, and the plain mean over the draws is unbiased: E[Σ Δ_i / num] = Σ size_i Δ_i / Σ sizes.
+    """
+    ends = sizes.cumsum(0)
+    places = offset + ends[-1] * torch.arange(num)
+    return torch.searchsorted(ends * num, places, right=True)
+
+
 def in_fold_order(cohort: Sequence[int], population: Population, round: int) -> tuple[Visit, ...]:
-    """The cohort's visits in this round, n_i descending, ties by client id: the order in which the server sums."""
+    """The cohort's visits in this round, n_i descending, ties by client id: the order in which the server sums.
+
+    They weigh n_i. Of those drawn by size each draw weighs the same: with n_i their size would count twice.
+    """
     num_examples = {client: population.num_examples_at(round, client) for client in cohort}
-    ordered = sorted(cohort, key=lambda client: (-num_examples[client], client))
-    total = sum(num_examples.values())
-    return tuple(Visit(client, num_examples[client], num_examples[client] / total) for client in ordered)
+    weights = Counter(cohort) if population.sampling == "by_size" else num_examples
+    ordered = sorted(num_examples, key=lambda client: (-num_examples[client], client))
+    total = sum(weights.values())
+    return tuple(
+        Visit(client, num_examples[client], weights[client], share=weights[client] / total) for client in ordered
+    )
 
 
 @dataclass
@@ -64,19 +94,23 @@ class Attendance:
     """
 
     all_start: bool
-    _plans: list[RoundPlan] = field(default_factory=list)
+    _reads: list[int] = field(default_factory=list)  # by round: the last one that it may read
     _rounds_of: defaultdict[int, list[int]] = field(default_factory=lambda: defaultdict(list))  # client → its rounds
 
     def note(self, plan: RoundPlan) -> None:
         """The next round, in order."""
-        assert plan.round == len(self._plans)
-        self._plans.append(plan)
+        assert plan.round == len(self._reads)
+        self._reads.append(plan.reads)
         for visit in plan.visits:
             self._rounds_of[visit.client].append(plan.round)
 
+    def drop(self, round: int, client: int) -> None:
+        """It has no part in this round after all, and holds nothing of it."""
+        self._rounds_of[client].remove(round)
+
     def reads(self, round: int) -> int:
         """The last round that may be read in `round`."""
-        return self._plans[round].reads
+        return self._reads[round]
 
     def joins_late(self, client: int, round: int) -> bool:
         """Whether this is the client's first round, and it lacks the initial model."""
@@ -85,6 +119,7 @@ class Attendance:
     def missed(self, client: int, round: int) -> tuple[int, ...]:
         """The rounds that it may read in `round` and does not hold, ascending."""
         own = self._rounds_of[client]
-        before = [each for each in own if each < round]
-        held = self._plans[before[-1]].reads if before else -1
-        return tuple(each for each in range(max(held, -1) + 1, self._plans[round].reads + 1) if each not in before)
+        num_before = bisect_left(own, round)
+        first = max(self._reads[own[num_before - 1]], -1) + 1 if num_before else 0  # it was given all before
+        downloaded = own[bisect_left(own, first) : num_before]  # few: no more than the staleness, and one
+        return tuple(each for each in range(first, self._reads[round] + 1) if each not in downloaded)

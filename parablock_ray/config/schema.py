@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from parablock_ray.config.base import Strict
 from parablock_ray.config.data import DataConfig, check_source
@@ -38,21 +38,53 @@ class ModelConfig(Strict):
 class ClientsConfig(Strict):
     num: PositiveInt
     per_round: PositiveInt | None = None  # None: all of them
-    on_error: Literal["fail"] = "fail"
+    sampling: Literal["uniform", "by_size"] = "uniform"  # by_size: large clients more often, and then of equal weight
+    on_error: Literal["fail", "drop"] = "fail"  # of a client's training
+    on_death: Literal["replay", "drop", "fail"] = "replay"  # of a process or node
+    max_replays: NonNegativeInt = 5  # so many deaths does a run survive
+    min_participants: PositiveInt = 1  # with fewer left in a round the run ends
+    deadline_s: PositiveFloat | None = None  # who takes longer to train and send has no part in the round
+    over_sample: NonNegativeInt = 0  # so many are drawn beyond per_round, of whom the first count
+    participation: Text | None = None  # events.jsonl of another run: who was left out there is left out here
 
     @model_validator(mode="after")
     def _cohort_fits(self) -> "ClientsConfig":
         if self.per_round is not None and self.per_round > self.num:
             raise ValueError(f"per_round ({self.per_round}) must be at most num ({self.num})")
+        if self.over_sample and (self.per_round is None or self.per_round + self.over_sample > self.num):
+            raise ValueError(
+                f"over_sample ({self.over_sample}) is drawn beyond per_round ({self.per_round}), and both together "
+                f"must be at most num ({self.num})"
+            )
+        if self.min_participants > (self.per_round or self.num):
+            raise ValueError(
+                f"min_participants ({self.min_participants}) must be at most the clients of a round "
+                f"({self.per_round or self.num})"
+            )
         return self
+
+    @model_validator(mode="after")
+    def _there_is_a_draw(self) -> "ClientsConfig":
+        if self.sampling == "by_size" and self.per_round in (None, self.num):
+            raise ValueError(
+                f"sampling: by_size draws some of the clients for a round, so it needs clients.per_round below "
+                f"clients.num = {self.num} (got {self.per_round or 'none, which is all'})"
+            )
+        return self
+
+    @property
+    def leaves_out_the_slow(self) -> bool:
+        """Whether a client may be too late for a round."""
+        return self.deadline_s is not None or self.over_sample > 0
 
 
 class WorkersConfig(Strict):
     """Workers are processes (Ray actors) that host clients: one client each, or several in turn."""
 
-    num: PositiveInt | Literal["auto"] = "auto"  # auto: one per GPU, else one per `threads` CPU cores
+    num: PositiveInt | Literal["auto"] = "auto"  # auto: as many as CPUs, GPUs and memory allow
     threads: PositiveInt = 1
-    gpus_per_worker: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = "auto"  # auto: 1 where there are GPUs
+    placement: Literal["spread", "pack"] = "spread"  # over the nodes of a cluster, or on as few as hold them
+    gpus_per_worker: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = "auto"  # auto: see docs/configuration.md
 
 
 class EngineConfig(Strict):
@@ -84,6 +116,7 @@ class TrackingConfig(Strict):
     wandb: Literal["auto", "offline", "online", "off"] = "auto"  # auto: online where a key is set, else offline
     wandb_project: Text = "parablock-ray"
     wandb_group: Text | None = None  # runs that belong together; a sweep sets its own name
+    wandb_tags: tuple[Annotated[str, Field(min_length=1, max_length=64)], ...] = ()  # 64: W&B takes no longer ones
     tensorboard: bool = False  # event files in the run folder
 
     @field_validator("wandb", mode="before")
@@ -133,6 +166,15 @@ class Config(Strict):
             raise ValueError(
                 f"network.compute_s: must be one number, or one for each of method.num_blocks = {num_blocks} blocks "
                 f"(got {len(step_s)})"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _lateness_is_known(self) -> "Config":
+        if self.clients.leaves_out_the_slow and (self.network.mode != "virtual" or self.network.compute_s is None):
+            raise ValueError(
+                "clients.deadline_s, clients.over_sample: who is late is decided on the virtual clock; set "
+                "network.mode: virtual and network.compute_s (seconds of a local step)"
             )
         return self
 

@@ -48,7 +48,7 @@ def submit_job(
             entrypoint=run if own_out else f"{run} --out {job.out}",  # the shell there knows its home folder
             submission_id=job.id,
             runtime_env={"working_dir": folder, "env_vars": {"PYTHONUNBUFFERED": "1", **env}},
-            metadata={"name": config.name, "out": job.out, "python": python},
+            metadata={"job_name": config.name, "out": job.out, "python": python},
         )
     return job
 

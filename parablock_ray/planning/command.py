@@ -1,7 +1,6 @@
 """`parablock plan`: where the seconds of a local step come from, and the plan made with them."""
 
 import math
-import os
 import tempfile
 from collections.abc import Sequence
 from contextlib import closing
@@ -80,9 +79,9 @@ def _expected_workers(config: Config) -> int:
         return 1
     if config.workers.num != "auto":
         return config.workers.num
-    from parablock_ray.runtime.cluster import NodeResources, placement  # imports Ray, starts nothing
+    from parablock_ray.runtime.placement import NodeResources, placement, usable_cpus  # imports Ray, starts nothing
 
-    return placement(config, [NodeResources(os.cpu_count() or 1, torch.cuda.device_count())])[0]
+    return placement(config, [NodeResources(usable_cpus(), torch.cuda.device_count())], measured=None).num_workers
 
 
 def _measured(config: Config, data: FederatedData, population: Population) -> Steps:

@@ -16,9 +16,9 @@ from parablock_ray.config import Config
 from parablock_ray.config.method import MethodConfig
 from parablock_ray.config.network import NetworkConfig
 from parablock_ray.network.timeline import RoundLoad, VisitLoad
-from parablock_ray.planning.sizes import VisitSizes, make_sizes, trained_layout
 from parablock_ray.pricing import Pricing
 from parablock_ray.runtime.base import worker_of
+from parablock_ray.sizes import VisitSizes, make_sizes, trained_layout
 
 
 @dataclass(frozen=True)

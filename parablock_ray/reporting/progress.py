@@ -30,14 +30,14 @@ class Curve:
 
 
 def measures_in(groups: Sequence[Group]) -> Sequence[Measure]:
-    """What all runs have; the one that decides when a target is reached comes first."""
-    runs = [run for group in groups for run in group.runs]
-    held_out: Sequence[Measure] = ["held_out_loss"] if all(map(_has_held_out, runs)) else []
+    """What all groups have; the one that decides when a target is reached comes first."""
+    held_out: Sequence[Measure] = ["held_out_loss"] if all(map(_has_held_out, groups)) else []
     return [*held_out, "loss"]
 
 
-def _has_held_out(run: ReportedRun) -> bool:
-    return bool(_held_out_loss(run))
+def _has_held_out(group: Group) -> bool:
+    """Whether all of its runs were judged after the same round: a run that was interrupted may lack some."""
+    return bool(set.intersection(*(set(_held_out_loss(run)) for run in group.runs)))
 
 
 def curve(run: ReportedRun, measure: Measure) -> Curve:

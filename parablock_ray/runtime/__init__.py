@@ -1,6 +1,8 @@
-"""Runtimes: who carries out the plans. The only room that imports Ray."""
+"""Runtimes: who carries out the plans. With `jobs`, the only room that imports Ray."""
 
+from parablock_ray.config import Config
 from parablock_ray.runtime.base import RunSetup, Runtime
+from parablock_ray.tracking.sinks import Sink
 
 
 def make_runtime(setup: RunSetup) -> Runtime:
@@ -14,4 +16,13 @@ def make_runtime(setup: RunSetup) -> Runtime:
     return RayRuntime(setup)
 
 
-__all__ = ["RunSetup", "Runtime", "make_runtime"]
+def runtime_sinks(config: Config) -> list[Sink]:
+    """Sinks that belong to the runtime: with Ray, the metrics of its dashboard."""
+    if config.runtime == "serial":
+        return []
+    from parablock_ray.runtime.metrics import RayMetricsSink
+
+    return [RayMetricsSink(config)]
+
+
+__all__ = ["RunSetup", "Runtime", "make_runtime", "runtime_sinks"]

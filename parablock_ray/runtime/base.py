@@ -69,6 +69,15 @@ class Runtime(Protocol):
         The run's clock goes on from `clock_s`."""
         ...
 
+    def checkpoint_at(self, round: int) -> None:
+        """Write a checkpoint of this round too, whatever `checkpoint.every` says. None of the rounds from `staleness`
+        rounds before it on was handed out yet."""
+        ...
+
+    def wait_for_checkpoint(self) -> None:
+        """Until the last one that is complete is on the disk. Raises RunFailed where it could not be written."""
+        ...
+
     def complete_checkpoint(self, round: int, about: Mapping[str, Any]) -> None:
         """What the driver keeps of the rounds up to this one is on the disk, so its checkpoint may be used, `about`
         (JSON) with it. Does not wait until it is written; raises RunFailed where an earlier one could not be."""
@@ -109,7 +118,8 @@ def committed_event(commit: Commit, time_s: float, server_s: float) -> Committed
         block=commit.plan.block,
         time_s=time_s,
         participants=tuple(visit.client for visit in visits),
-        weights=tuple(visit.num_examples for visit in visits),
+        weights=tuple(visit.weight for visit in visits),
+        num_examples=sum(visit.num_examples for visit in visits),
         update_norm=commit.update_norm,
         server_s=server_s,
         kept_ranks=tuple(KeptRank(**asdict(each)) for each in commit.module_ranks),

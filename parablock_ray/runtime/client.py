@@ -23,8 +23,8 @@ from parablock_ray.algorithms.wire import Wire
 from parablock_ray.network.links import Link
 from parablock_ray.runtime.base import RunSetup, worker_of
 from parablock_ray.runtime.exchange import Exchange, Inbox, from_payload
-from parablock_ray.runtime.memory import peak_rss_bytes
-from parablock_ray.tracking.events import Phase, Span
+from parablock_ray.runtime.memory import ProcessMemory, limit_device_memory, peak_rss_bytes, process_memory
+from parablock_ray.tracking.events import Dropped, Phase, Span
 from parablock_ray.training.worker import Worker, named
 
 T = TypeVar("T")
@@ -58,9 +58,10 @@ class ClientActor:
         self._attendance = Attendance(all_start=not setup.population.is_sampled)
         self._inbox = Inbox(server, self._wire.dtype, lambda fetch: self._tasks.create_task(fetch))
         self._exchanges: dict[int, Exchange] = {}
-        self._exchanged: defaultdict[int, dict[int, asyncio.Event]] = defaultdict(dict)  # client → round → is it over
+        self._under_way: defaultdict[int, dict[int, asyncio.Event]] = defaultdict(dict)  # client → round → is it over
         self._committed: dict[int, asyncio.Task[None]] = {}  # round → it is; one call waits for all clients
         self._spans: defaultdict[tuple[int, int], list[Span]] = defaultdict(list)  # (round, client) → what it took
+        self._reports: asyncio.Queue[list[Span]] = asyncio.Queue()
         self._applied: dict[int, int] = {}  # variant → the last round of its that the resident model has taken in
 
     async def load(self) -> None:
@@ -68,11 +69,18 @@ class ClientActor:
 
         Not in `__init__`, of whose errors Ray keeps only the text: a user's mistake must stay one.
         """
-        setup, device = self._setup, torch.device("cuda" if ray.get_gpu_ids() else "cpu")
+        setup, share = self._setup, ray.get_runtime_context().get_assigned_resources().get("GPU", 0)
+        self._device = torch.device("cuda" if share else "cpu")
+        limit_device_memory(self._device, share)
         self._worker = await self._run(
-            lambda: Worker(setup.config, setup.population, setup.data, device, setup.make_engine)
+            lambda: Worker(setup.config, setup.population, setup.data, self._device, setup.make_engine)
         )
         await self._run(self._worker.warm_up)
+
+    async def try_out(self) -> ProcessMemory:
+        """`load`, of an actor that does nothing else: what memory a worker takes until it has taken a step."""
+        await self.load()
+        return process_memory(self._device)
 
     async def step_seconds(self, block: int, num_steps: int) -> float:
         """Median seconds of a local step; see `Worker.step_seconds`."""
@@ -104,6 +112,7 @@ class ClientActor:
             async with asyncio.TaskGroup() as self._tasks:
                 rounds: asyncio.Queue[_Round] = asyncio.Queue()
                 self._tasks.create_task(self._prepare_rounds(rounds))
+                self._tasks.create_task(self._report())
                 await self._train_rounds(rounds)
         except ExceptionGroup as group:
             raise group.exceptions[0] from None
@@ -115,8 +124,10 @@ class ClientActor:
             self._attendance.note(plan)
             visits = [visit for visit in plan.visits if worker_of(visit.client, self._num_workers) == self._index]
             for visit in visits:
-                self._exchanged[visit.client][plan.round] = asyncio.Event()
-            inputs = [self._tasks.create_task(self._until_readable(plan, visit)) for visit in visits]
+                self._under_way[visit.client][plan.round] = asyncio.Event()
+            behind = [visit.client for visit in visits if self._is_behind(plan, visit)]
+            catch_up = self._tasks.create_task(self._catch_up_bytes(plan, behind))
+            inputs = [self._tasks.create_task(self._until_readable(plan, visit, catch_up)) for visit in visits]
             rounds.put_nowait(_Round(plan, visits, inputs))
 
     async def _train_rounds(self, rounds: "asyncio.Queue[_Round]") -> None:
@@ -132,24 +143,39 @@ class ClientActor:
                     self._note("wait", plan, visit, idle_since_s, None)
                 for visit in visits:
                     upload = await self._train(plan, visit)
-                    self._tasks.create_task(self._exchange(plan, visit, upload))
+                    if upload is not None:
+                        self._tasks.create_task(self._exchange(plan, visit, upload))
                 idle_since_s = time.time()
             current = await rounds.get()
 
-    async def _until_readable(self, plan: RoundPlan, visit: Visit) -> None:
+    async def _until_readable(self, plan: RoundPlan, visit: Visit, catch_up: asyncio.Task[dict[int, int]]) -> None:
         """Wait until this client holds x^{(≤ reads)}: by its own downloads, or by catching up."""
-        own = self._exchanged[visit.client]
-        for round, over in [(round, over) for round, over in own.items() if round <= plan.reads]:
+        under_way = self._under_way[visit.client]
+        for over in [over for round, over in under_way.items() if round <= plan.reads]:
             await over.wait()
-            own.pop(round, None)
-        missed = self._attendance.missed(visit.client, plan.round)
-        if missed:
-            await self._commit_of(missed[-1])
-        if missed or self._attendance.joins_late(visit.client, plan.round):
-            num_bytes = await self._server.catch_up_bytes.remote(visit.client, plan.round)
+        if self._is_behind(plan, visit):
+            asked = await catch_up
+            if visit.client not in asked:  # it was left out of a round since
+                asked = await self._catch_up_bytes(plan, [visit.client])
+            num_bytes = asked[visit.client]
             if num_bytes:
                 span = await self._exchange_of(visit.client).catch_up(plan, num_bytes)
                 self._spans[plan.round, visit.client].append(span)
+
+    def _is_behind(self, plan: RoundPlan, visit: Visit) -> bool:
+        """Whether its own downloads do not bring it to x^{(≤ reads)}."""
+        missed = self._attendance.missed(visit.client, plan.round)
+        return bool(missed) or self._attendance.joins_late(visit.client, plan.round)
+
+    async def _catch_up_bytes(self, plan: RoundPlan, clients: Sequence[int]) -> dict[int, int]:
+        """What each of these clients must download before this round: known once what it reads is part of the model,
+        and asked for in one call."""
+        if not clients:
+            return {}
+        if plan.reads >= 0:
+            await self._commit_of(plan.reads)
+        num_bytes = await self._server.catch_up_bytes.remote(clients, plan.round)
+        return dict(zip(clients, num_bytes, strict=True))
 
     def _commit_of(self, round: int) -> asyncio.Task[None]:
         """Over when this round is part of the model."""
@@ -179,24 +205,47 @@ class ClientActor:
     async def _tell_taken_in(self, reads: int) -> None:
         await self._server.taken_in.remote(self._index, reads)
 
-    async def _train(self, plan: RoundPlan, visit: Visit) -> Tensor:
-        """One client's visit, in the training thread; what it sends."""
+    async def _train(self, plan: RoundPlan, visit: Visit) -> Tensor | None:
+        """One client's visit, in the training thread; what it sends. None: it failed, and the round goes on without."""
         start_s = time.time()
-        trained = await self._run(lambda: self._worker.train(plan, visit))
+        trained = await self._run(lambda: self._worker.train_or_drop(plan, visit))
+        if isinstance(trained, Dropped):
+            await self._drop(trained)
+            return None
         self._note("compute", plan, visit, start_s, trained.loss)
         return trained.upload
+
+    async def _drop(self, dropped: Dropped) -> None:
+        """The client has no part in this round, and will catch up on it."""
+        del self._spans[dropped.round, dropped.client]
+        self._attendance.drop(dropped.round, dropped.client)
+        await self._server.drop.remote(dropped)
+        self._end_exchange(dropped.round, dropped.client)
 
     async def _exchange(self, plan: RoundPlan, visit: Visit, upload: Tensor) -> None:
         """The exchange task of one visit. It ends the visit, so it reports all of it, in one message."""
         chunks = [upload[start:end] for start, end in self._wire.bounds(upload.numel())]
         with named(plan, visit):
             exchanged = await self._exchange_of(visit.client).run(plan, visit.variant, chunks)
-        self._exchanged[visit.client][plan.round].set()
-        spans = [*self._spans.pop((plan.round, visit.client)), *exchanged]
-        self._tasks.create_task(self._report(spans))  # nobody's next round waits for it
+        self._end_exchange(plan.round, visit.client)
+        # Nobody's next round waits until it is told.
+        self._reports.put_nowait([*self._spans.pop((plan.round, visit.client)), *exchanged])
 
-    async def _report(self, spans: list[Span]) -> None:
-        await self._server.report.remote(spans)
+    def _end_exchange(self, round: int, client: int) -> None:
+        """Of a client that has nothing under way nothing is kept: there may be very many."""
+        under_way = self._under_way[client]
+        under_way.pop(round).set()
+        if not under_way:
+            del self._under_way[client]
+            self._exchanges.pop(client, None)  # there is none of a client that was left out of its only round
+
+    async def _report(self) -> None:
+        """One message at a time; what ends meanwhile goes with the next."""
+        while True:
+            spans = await self._reports.get()
+            while not self._reports.empty():
+                spans += self._reports.get_nowait()
+            await self._server.report.remote(spans)
 
     def _note(self, phase: Phase, plan: RoundPlan, visit: Visit, start_s: float, loss: float | None) -> None:
         span = Span(phase, plan.round, plan.block, visit.client, self._index, start_s, time.time(), 0, loss)

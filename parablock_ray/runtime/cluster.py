@@ -1,33 +1,50 @@
 """The Ray runtime: starts or joins a cluster, places the actors, passes plans on and events back."""
 
 import os
+import secrets
+import socket
 import statistics
 import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from math import floor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from ray.util.placement_group import PlacementGroup, remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from parablock_ray.algorithms.base import RoundPlan
 from parablock_ray.checkpoint import Checkpoint
 from parablock_ray.config import Config
-from parablock_ray.errors import RunFailed, UserError
+from parablock_ray.errors import ProcessDied, RunFailed, UserError
 from parablock_ray.evaluation.evaluator import Evaluated
 from parablock_ray.network.links import paced_links
 from parablock_ray.runtime.base import FinalState, RunSetup, RuntimeInfo, worker_of
 from parablock_ray.runtime.client import ClientActor
 from parablock_ray.runtime.evaluator import EvaluatorActor
-from parablock_ray.runtime.memory import peak_rss_bytes
+from parablock_ray.runtime.memory import ProcessMemory, peak_rss_bytes
+from parablock_ray.runtime.placement import (
+    Placement,
+    has_core_to_spare,
+    nodes,
+    placement,
+    reserve,
+    usable_cpus,
+)
 from parablock_ray.runtime.server import ServerActor
-from parablock_ray.tracking.events import Committed, Event
+from parablock_ray.tracking.events import Committed, Dropped, Event
 
-_GPU_UNITS = 10_000  # Ray counts GPUs in such parts
+_CONNECT_TIMEOUT_S = 5.0
+_PING_S = 5.0  # for an answer of a process that may be dead
 _MAX_CONCURRENT_CALLS = 10_000  # long polls of many clients wait side by side in an actor
+_STORE_FULL = (
+    "the object store of a node is full, where weights and data are on their way: give it more memory "
+    "(`ray start --object-store-memory BYTES`, and /dev/shm of a container at least as large), or use fewer clients a "
+    "round, or smaller blocks"
+)
+_NAMED_CLIENTS = 20  # of a worker at most, in messages
 
 
 class RayRuntime:
@@ -40,6 +57,7 @@ class RayRuntime:
         self._owns_cluster = False
         self._server: Any = None  # actor handles, whose methods Ray makes up
         self._workers: list[Any] = []
+        self._places: PlacementGroup | None = None
         self._runs: list[ray.ObjectRef] = []
         self._news: ray.ObjectRef | None = None
         self._evaluator: Any = None
@@ -47,24 +65,27 @@ class RayRuntime:
         self._judged: list[ray.ObjectRef] = []  # in round order
         self._clock_s = 0.0  # where the run's clock starts
         self._completing: ray.ObjectRef | None = None
+        # Actors are named by their role, which another run on the cluster uses too.
+        self._namespace = f"{setup.config.name}-{secrets.token_hex(4)}"
 
     def start(self) -> RuntimeInfo:
         config = self._setup.config
         self._owns_cluster = connect(config)
-        num_workers, gpus_each = placement(config, nodes())
-        setup = ray.put(self._setup)
-        common = self._common_options()
+        setup = self._shared(self._setup)
+        links = self._shared(paced_links(config.network, config.clients.num, config.seed))
+        placed = self._placement(setup, links)
+        self._places = reserve(config.workers, placed)
+        num_workers = placed.num_workers
         # It shares the driver's run folder; an actor that asks for nothing Ray would put on any node.
         beside_driver = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._server = (
             ray.remote(ServerActor)
-            .options(num_cpus=0, scheduling_strategy=beside_driver, **common)
+            .options(num_cpus=0, scheduling_strategy=beside_driver, **self._named("server"), **self._common_options())
             .remote(setup, num_workers, str(Path(config.out).resolve()))
         )
-        client_actor = ray.remote(ClientActor).options(num_cpus=config.workers.threads, num_gpus=gpus_each, **common)
-        links = ray.put(paced_links(config.network, config.clients.num, config.seed))
         self._workers = [
-            client_actor.remote(setup, index, num_workers, links, self._server) for index in range(num_workers)
+            self._client_actor(placed, index, f"worker-{index}").remote(setup, index, num_workers, links, self._server)
+            for index in range(num_workers)
         ]
         loads = [worker.load.remote() for worker in self._workers]
         if config.evaluation.every is not None and has_core_to_spare(config, nodes(), num_workers):
@@ -74,6 +95,30 @@ class RayRuntime:
             self._get(load, self._worker_name(index))
         self._runs = [worker.run.remote() for worker in self._workers]
         return cast(RuntimeInfo, info)
+
+    def _placement(self, setup: ray.ObjectRef, links: ray.ObjectRef) -> Placement:
+        """As the config has it; where it leaves the number open, by the memory that a worker takes when it is tried."""
+        config = self._setup.config
+        placed = placement(config, nodes(), measured=None)
+        if config.workers.num != "auto" or (placed.num_workers == 1 and not placed.gpus_each):
+            return placed
+        self._places = reserve(config.workers, replace(placed, num_workers=1))
+        trial = self._client_actor(placed, 0, "trial").remote(setup, 0, 1, links, None)
+        measured: ProcessMemory = self._get(trial.try_out.remote(), "the trial worker")
+        ray.kill(trial)
+        remove_placement_group(self._places)
+        return placement(config, nodes(), measured)
+
+    def _client_actor(self, placed: Placement, index: int, role: str) -> Any:
+        """At the place of that index among those reserved."""
+        return ray.remote(ClientActor).options(
+            scheduling_strategy=PlacementGroupSchedulingStrategy(self._places, index),
+            num_cpus=self._setup.config.workers.threads,
+            num_gpus=placed.gpus_each,
+            memory=placed.memory_bytes or None,
+            **self._named(role),
+            **self._common_options(),
+        )
 
     def evaluate(self) -> float:
         return float(self._get(self._server.evaluate.remote()))
@@ -115,10 +160,13 @@ class RayRuntime:
             self._get(restored, self._worker_name(index))
 
     def complete_checkpoint(self, round: int, about: Mapping[str, Any]) -> None:
-        self._wait_for_checkpoint()
+        self.wait_for_checkpoint()
         self._completing = self._server.complete_checkpoint.remote(round, about)
 
-    def _wait_for_checkpoint(self) -> None:
+    def checkpoint_at(self, round: int) -> None:
+        self._get(self._server.checkpoint_at.remote(round))
+
+    def wait_for_checkpoint(self) -> None:
         if self._completing is not None:
             self._get(self._completing)
 
@@ -147,7 +195,7 @@ class RayRuntime:
             yield self._get(self._judged.pop(0), "the evaluator")
 
     def finish(self, model_folder: Path) -> FinalState:
-        self._wait_for_checkpoint()
+        self.wait_for_checkpoint()
         sha256 = self._get(self._server.finish.remote(str(model_folder.resolve())))
         return FinalState(sha256, self.peak_rss_bytes())
 
@@ -155,17 +203,24 @@ class RayRuntime:
         for actor in [*self._workers, self._server, self._evaluator]:
             if actor is not None:
                 ray.kill(actor)
+        if self._places is not None:
+            remove_placement_group(self._places)
         if self._owns_cluster:
             ray.shutdown()
         self._workers, self._server, self._evaluator, self._owns_cluster = [], None, None, False
+        self._places = None
 
     def _common_options(self) -> dict[str, Any]:
         environment = {"env_vars": {"OMP_NUM_THREADS": str(self._setup.config.workers.threads)}}
         return {"max_concurrency": _MAX_CONCURRENT_CALLS, "runtime_env": environment}
 
+    def _named(self, role: str) -> dict[str, Any]:
+        """How the Ray dashboard shows an actor."""
+        return {"name": role, "namespace": self._namespace}
+
     def _start_evaluator(self, num_cpus: int) -> None:
         """It takes no GPU: those are the workers'."""
-        options = {"num_cpus": num_cpus, **self._common_options()}
+        options = {"num_cpus": num_cpus, **self._named("evaluator"), **self._common_options()}
         self._evaluator = ray.remote(EvaluatorActor).options(**options).remote(ray.put(self._setup))
         self._get(self._evaluator.load.remote(), "the evaluator")
 
@@ -174,24 +229,54 @@ class RayRuntime:
         self._judged += [self._evaluator.judge.remote(round, snapshot) for round, snapshot in self._snapshots]
         self._snapshots.clear()
 
+    def _shared(self, value: Any) -> ray.ObjectRef:
+        try:
+            return ray.put(value)
+        except ray.exceptions.ObjectStoreFullError:
+            raise UserError(_STORE_FULL) from None
+
     def _get(self, reference: ray.ObjectRef, process: str = "the server") -> Any:
         """The value that `process` answers with; what failed there, as RunFailed with the remote traceback."""
         try:
             return ray.get(reference)
+        except ray.exceptions.RuntimeEnvSetupError as error:
+            raise UserError(f"the cluster cannot set up the environment of {process}: {error}") from None
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, UserError):
                 raise error.cause from None
+            if isinstance(error.cause, ray.exceptions.ObjectStoreFullError):
+                raise UserError(_STORE_FULL) from None
+            self._raise_if_died()
             first_line = str(error.cause).partition("\n")[0]
             whose = "" if isinstance(error.cause, RunFailed) else f"{process}: "  # a client's work says it itself
             raise RunFailed(f"{whose}{first_line}\n\n{error}") from None
         except ray.exceptions.RayActorError as error:
-            raise RunFailed(f"the process of {process} died: {error}") from None
+            self._raise_if_died()
+            raise ProcessDied(f"the process of {process} died: {error}", []) from None
+
+    def _raise_if_died(self) -> None:
+        """What failed may be the echo of another process that is gone. Raises ProcessDied."""
+        processes: list[tuple[str, Any, Sequence[int]]] = [
+            ("the server", self._server, []),
+            ("the evaluator", self._evaluator, []),
+            *((self._worker_name(index), worker, self._hosted(index)) for index, worker in enumerate(self._workers)),
+        ]
+        found = [(name, clients, _death(actor)) for name, actor, clients in processes if actor is not None]
+        died = [(name, clients, death) for name, clients, death in found if death is not None]
+        if died:
+            told = "; ".join(f"the process of {name} died: {death}" for name, _, death in died)
+            raise ProcessDied(told, [client for _, clients, _ in died for client in clients]) from None
 
     def _worker_name(self, index: int) -> str:
         """A worker for people: by the clients whose work it does."""
-        clients = range(self._setup.config.clients.num)
-        hosted = ", ".join(str(client) for client in clients if worker_of(client, len(self._workers)) == index)
-        return f"worker {index} (clients {textwrap.shorten(hosted, 40, placeholder=' …')})"
+        first = [client for client in range(_NAMED_CLIENTS * len(self._workers)) if self._hosts(index, client)]
+        return f"worker {index} (clients {textwrap.shorten(', '.join(map(str, first)), 40, placeholder=' …')})"
+
+    def _hosts(self, index: int, client: int) -> bool:
+        return client < self._setup.config.clients.num and worker_of(client, len(self._workers)) == index
+
+    def _hosted(self, index: int) -> list[int]:
+        return [client for client in range(self._setup.config.clients.num) if self._hosts(index, client)]
 
 
 def connect(config: Config) -> bool:
@@ -199,18 +284,12 @@ def connect(config: Config) -> bool:
     if ray.is_initialized():
         return False
     if os.environ.get("RAY_ADDRESS"):
-        try:
-            ray.init(log_to_driver=False, logging_level="ERROR")
-        except ConnectionError as error:
-            address = os.environ["RAY_ADDRESS"]
-            raise UserError(
-                f"RAY_ADDRESS: no Ray cluster answers at {address} ({error}); start one or unset it"
-            ) from None
+        join(os.environ["RAY_ADDRESS"])
         return False
     wanted = config.workers.num * config.workers.threads if config.workers.num != "auto" else 0
     ray.init(
         address="local",  # a new one, whatever else runs on this machine
-        num_cpus=max(os.cpu_count() or 1, wanted),  # asking for more workers than cores is slow, not wrong
+        num_cpus=max(usable_cpus(), wanted),  # asking for more workers than cores is slow, not wrong
         include_dashboard=False,
         log_to_driver=False,
         logging_level="ERROR",
@@ -218,50 +297,41 @@ def connect(config: Config) -> bool:
     return True
 
 
-@dataclass(frozen=True)
-class NodeResources:
-    """What Ray may give to actors on one node."""
-
-    num_cpus: int
-    num_gpus: int
-
-
-def nodes() -> list[NodeResources]:
-    """The nodes of the cluster that are alive."""
-    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return [NodeResources(int(each.get("CPU", 0)), int(each.get("GPU", 0))) for each in resources]
-
-
-def placement(config: Config, nodes: Sequence[NodeResources]) -> tuple[int, float]:
-    """(number of workers, GPUs for each). A worker's CPUs and its share of a GPU are on one node.
-
-    Raises UserError where the cluster cannot hold them.
-    """
-    num_cpus, num_gpus = sum(node.num_cpus for node in nodes), sum(node.num_gpus for node in nodes)
-    threads, num_asked, wanted = config.workers.threads, config.workers.num, config.workers.gpus_per_worker
-    if wanted == "auto":  # a GPU for each worker, or its share where more workers are asked for than there are GPUs
-        sharing = 1 if num_asked == "auto" else -(-num_asked // max(num_gpus, 1))
-        gpus_each = floor(_GPU_UNITS / sharing) / _GPU_UNITS if num_gpus else 0.0
-    else:
-        gpus_each = float(wanted)
-        sharing = floor(1 / gpus_each + 1 / _GPU_UNITS) if gpus_each else 0
-    capacity = sum(
-        min(node.num_cpus // threads, node.num_gpus * sharing) if gpus_each else node.num_cpus // threads
-        for node in nodes
-    )
-    cohort = config.clients.per_round or config.clients.num
-    num_workers = min(capacity, cohort) if num_asked == "auto" else num_asked
-    if not 1 <= num_workers <= capacity:
+def join(address: str) -> None:
+    """Join the cluster at RAY_ADDRESS. Raises UserError where nobody answers there, it asks for another token than
+    ours, or it was started with another Ray or Python."""
+    host, _, port = address.rpartition(":")
+    try:
+        if port.isdigit() and "/" not in host:
+            socket.create_connection((host, int(port)), _CONNECT_TIMEOUT_S).close()  # Ray would try for minutes
+        ray.init(log_to_driver=False, logging_level="ERROR")
+    except OSError as error:  # also all that some versions of Ray say to another version, or to a wrong token
         raise UserError(
-            f"workers.num: {num_asked} workers of {threads} threads and {gpus_each:g} GPUs, but the cluster has "
-            f"{num_cpus} CPUs and {num_gpus} GPUs on {len(nodes)} node(s): room for {capacity}"
-        )
-    return num_workers, gpus_each
+            f"RAY_ADDRESS: no Ray cluster that takes us answers at {address} ({error!r}); start one of Ray "
+            f"{ray.__version__}, unset RAY_ADDRESS or, if the cluster has a token, set RAY_AUTH_MODE=token and "
+            "RAY_AUTH_TOKEN_PATH"
+        ) from None
+    except ray.exceptions.AuthenticationError:
+        raise UserError(
+            f"RAY_ADDRESS: the cluster at {address} needs its token, and there is none here; set RAY_AUTH_TOKEN_PATH "
+            "to the file that holds it"
+        ) from None
+    except RuntimeError as error:
+        if "Version mismatch" not in str(error):
+            raise
+        told = " ".join(str(error).split())
+        raise UserError(f"RAY_ADDRESS: {told}; use the Ray and the Python of the cluster") from None
 
 
-def has_core_to_spare(config: Config, nodes: Sequence[NodeResources], num_workers: int) -> bool:
-    """Whether `workers.threads` CPUs are left on a node, wherever the workers are."""
-    return sum(node.num_cpus // config.workers.threads for node in nodes) > num_workers
+def _death(actor: Any) -> str | None:
+    """How this actor's process ended, in a line; None where it has not. One that does not answer at once is busy."""
+    try:
+        ray.get(actor.peak_rss_bytes.remote(), timeout=_PING_S)
+    except ray.exceptions.GetTimeoutError:
+        return None
+    except ray.exceptions.RayActorError as error:
+        return str(error).partition("\n")[0]
+    return None
 
 
 def _since(event: Event, started_s: float | None) -> Event:
@@ -269,4 +339,6 @@ def _since(event: Event, started_s: float | None) -> Event:
     assert started_s is not None
     if isinstance(event, Committed):
         return replace(event, time_s=event.time_s - started_s)
+    if isinstance(event, Dropped):
+        return event
     return replace(event, start_s=event.start_s - started_s, end_s=event.end_s - started_s)

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from parablock_ray.algorithms.base import Commit, RoundPlan, Visit
+from parablock_ray.algorithms.base import Commit, Publication, RoundPlan, Visit
 from parablock_ray.algorithms.wire import Wire
 from parablock_ray.checkpoint import Checkpoint
 from parablock_ray.evaluation.evaluator import Evaluated, Evaluator
 from parablock_ray.runtime.base import FinalState, RunSetup, RuntimeInfo, committed_event
 from parablock_ray.runtime.memory import peak_rss_bytes
-from parablock_ray.tracking.events import Event, Phase, Span
+from parablock_ray.tracking.events import Dropped, Event, Phase, Span
 from parablock_ray.training.engine import device_of
 from parablock_ray.training.master import Master
 from parablock_ray.training.uploads import write_uploads
@@ -58,14 +58,13 @@ class SerialRuntime:
     def submit(self, plan: RoundPlan) -> None:
         if self._started_s is None:
             self._started_s = time.monotonic() - self._clock_s
-        self._master.server.open(plan)
+        self._master.open(plan)
         self._server_s = 0.0
         self._advance(plan)
-        for visit in plan.visits:
-            self._visit(plan, visit)
-        for visit in plan.visits:
-            num_bytes = self._published_bytes[plan.round, visit.variant]
-            self._span("download", plan, visit, self._now_s(), num_bytes, None)
+        taking_part = [visit for visit in plan.visits if self._visit(plan, visit)]
+        for visit in taking_part:
+            num_bytes, now_s = self._published_bytes[plan.round, visit.variant], self._now_s()
+            self._span("download", plan, visit, now_s, now_s, num_bytes, None)
         if self._setup.config.evaluation.is_due(plan.round):
             self._judge(plan.round)
 
@@ -75,8 +74,15 @@ class SerialRuntime:
             self._worker.remember(plan, visit, upload)
 
     def complete_checkpoint(self, round: int, about: Mapping[str, Any]) -> None:
-        self._wait_for_checkpoint()
+        self.wait_for_checkpoint()
         self._completing = self._master.checkpoints.complete(round, about)
+
+    def checkpoint_at(self, round: int) -> None:
+        self._master.checkpoints.also_at(round)
+
+    def wait_for_checkpoint(self) -> None:
+        if self._completing is not None:
+            self._completing.result()
 
     def events(self) -> Sequence[Event]:
         events, self._events = self._events, []
@@ -90,7 +96,7 @@ class SerialRuntime:
         return iter(self.evaluations())
 
     def finish(self, model_folder: Path) -> FinalState:
-        self._wait_for_checkpoint()
+        self.wait_for_checkpoint()
         return FinalState(self._master.export(model_folder), self.peak_rss_bytes())
 
     def close(self) -> None:
@@ -103,10 +109,6 @@ class SerialRuntime:
         self._evaluated.append(self._evaluator.evaluate(round, self._master.weights()))
         self._started_s += time.monotonic() - before_s
 
-    def _wait_for_checkpoint(self) -> None:
-        if self._completing is not None:
-            self._completing.result()
-
     def _advance(self, plan: RoundPlan) -> None:
         """The worker's queue of length `staleness`: it takes exactly the aggregates up to `reads`."""
         for variant in sorted({visit.variant for visit in plan.visits}):
@@ -115,30 +117,47 @@ class SerialRuntime:
             self._applied[variant] = max(after, plan.reads) + 1
         self._master.server.forget(plan.reads)
 
-    def _visit(self, plan: RoundPlan, visit: Visit) -> None:
+    def _visit(self, plan: RoundPlan, visit: Visit) -> bool:
+        """Whether the client takes part."""
         num_missed = self._master.server.catch_up_params(visit.client, plan.round)
-        if num_missed:
-            self._span("catch_up", plan, visit, self._now_s(), self._wire.num_bytes(num_missed), None)
         start_s = self._now_s()
-        trained = self._worker.train(plan, visit)
-        self._span("compute", plan, visit, start_s, 0, trained.loss)
+        trained = self._worker.train_or_drop(plan, visit)
+        if isinstance(trained, Dropped):
+            self._events.append(trained)
+            self._make_public(self._master.drop(trained))
+            return False
+        if num_missed:
+            self._span("catch_up", plan, visit, start_s, start_s, self._wire.num_bytes(num_missed), None)
+        self._span("compute", plan, visit, start_s, self._now_s(), 0, trained.loss)
         start_s = self._now_s()
         upload = trained.upload
         for chunk, (start, end) in enumerate(self._wire.bounds(upload.numel())):
-            for made in self._master.receive(plan.round, visit.client, chunk, upload[start:end]):
-                if isinstance(made, Commit):
-                    server_s = self._server_s + self._now_s() - start_s
-                    write_uploads(Path(self._setup.config.out), plan.round, made.uploads)
-                    self._events.append(committed_event(made, self._now_s(), server_s))
-                else:
-                    self._published_bytes[made.round, made.variant] += made.values.nbytes
+            self._make_public(self._master.receive(plan.round, visit.client, chunk, upload[start:end]))
+        self._span("upload", plan, visit, start_s, self._now_s(), upload.nbytes, None)
+        return True
+
+    def _make_public(self, made_public: Iterator[Publication | Commit]) -> None:
+        start_s = self._now_s()
+        for made in made_public:
+            if isinstance(made, Commit):
+                server_s = self._server_s + self._now_s() - start_s
+                write_uploads(Path(self._setup.config.out), made.plan.round, made.uploads)
+                self._events.append(committed_event(made, self._now_s(), server_s))
+            else:
+                self._published_bytes[made.round, made.variant] += made.values.nbytes
         self._server_s += self._now_s() - start_s
-        self._span("upload", plan, visit, start_s, upload.nbytes, None)
 
     def _span(
-        self, phase: Phase, plan: RoundPlan, visit: Visit, start_s: float, num_bytes: int, loss: float | None
+        self,
+        phase: Phase,
+        plan: RoundPlan,
+        visit: Visit,
+        start_s: float,
+        end_s: float,
+        num_bytes: int,
+        loss: float | None,
     ) -> None:
-        span = Span(phase, plan.round, plan.block, visit.client, 0, start_s, self._now_s(), num_bytes, loss)
+        span = Span(phase, plan.round, plan.block, visit.client, 0, start_s, end_s, num_bytes, loss)
         self._events.append(span)
 
     def _now_s(self) -> float:

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -15,14 +15,14 @@ import ray
 import torch
 from torch import Tensor
 
-from parablock_ray.algorithms.base import Publication, RoundPlan, Update, Visit
+from parablock_ray.algorithms.base import Commit, Publication, RoundPlan, Update, Visit
 from parablock_ray.algorithms.wire import Wire
 from parablock_ray.checkpoint import Checkpoint
 from parablock_ray.errors import UserError
 from parablock_ray.runtime.base import RunSetup, RuntimeInfo, committed_event, worker_of
 from parablock_ray.runtime.exchange import Stream, as_payload, from_payload
 from parablock_ray.runtime.memory import peak_rss_bytes
-from parablock_ray.tracking.events import Committed, Event, Span
+from parablock_ray.tracking.events import Committed, Dropped, Event, Span
 from parablock_ray.training.master import Master
 from parablock_ray.training.uploads import write_uploads
 
@@ -78,7 +78,7 @@ class ServerActor:
 
     async def open(self, plan: RoundPlan) -> None:
         """Expect this round's updates; comes before any of them."""
-        self._master.server.open(plan)
+        self._master.open(plan)
         self._num_downloads_due[plan.round] = len(plan.visits)
         for visit in plan.visits:
             self._published[plan.round, visit.variant] = Stream()
@@ -87,7 +87,21 @@ class ServerActor:
 
     async def receive(self, round: int, client: int, chunk: int, payload: np.ndarray) -> None:
         """One chunk of one client's upload."""
-        await self._run(partial(self._take, round, client, chunk, payload, asyncio.get_running_loop()))
+        values = from_payload(payload, self._wire.dtype)
+        made_public = self._master.receive(round, client, chunk, values)
+        await self._run(partial(self._make_public, round, made_public, asyncio.get_running_loop()))
+
+    async def drop(self, dropped: Dropped) -> None:
+        """The round goes on without this client, which has sent nothing of it. Raises RunFailed where too few are
+        left."""
+        self._tell(dropped)  # before the commit
+        made_public = self._master.drop(dropped)
+        await self._run(partial(self._make_public, dropped.round, made_public, asyncio.get_running_loop()))
+        self._count_download(dropped.round)
+
+    async def checkpoint_at(self, round: int) -> None:
+        """See Runtime.checkpoint_at."""
+        self._master.checkpoints.also_at(round)
 
     async def published(
         self, round: int, variant: int, num_have: int
@@ -123,9 +137,9 @@ class ServerActor:
         self._taken_in[worker] = max(reads, self._taken_in[worker])
         await self._run(lambda: self._master.server.forget(min(self._taken_in)))
 
-    async def catch_up_bytes(self, client: int, round: int) -> int:
-        """What the client must download before this round, since it missed some."""
-        return self._wire.num_bytes(self._master.server.catch_up_params(client, round))
+    async def catch_up_bytes(self, clients: Sequence[int], round: int) -> list[int]:
+        """What each of these clients must download before this round, since it missed some."""
+        return [self._wire.num_bytes(self._master.server.catch_up_params(client, round)) for client in clients]
 
     async def report(self, spans: Sequence[Span]) -> None:
         """What clients tell of themselves; a published value is dropped when its last reader has it."""
@@ -151,10 +165,12 @@ class ServerActor:
     async def peak_rss_bytes(self) -> int:
         return peak_rss_bytes()
 
-    def _take(self, round: int, client: int, chunk: int, payload: np.ndarray, loop: asyncio.AbstractEventLoop) -> None:
-        """In the thread: fold the chunk, and hand what that makes public to the loop, each as soon as it is made."""
+    def _make_public(
+        self, round: int, made_public: Iterator[Publication | Commit], loop: asyncio.AbstractEventLoop
+    ) -> None:
+        """In the thread, where all the work of `round` is done: hand what is made to the loop, each at once."""
         start_s = time.perf_counter()
-        for made in self._master.receive(round, client, chunk, from_payload(payload, self._wire.dtype)):
+        for made in made_public:
             if isinstance(made, Publication):
                 stream = self._published[made.round, made.variant]
                 self._ranks[made.round, made.variant] = made.ranks
@@ -187,7 +203,7 @@ class ServerActor:
             del self._num_downloads_due[round]
             for key in [key for key in self._published if key[0] == round]:
                 del self._published[key]
-                del self._ranks[key]
+                self._ranks.pop(key, None)  # there are none of what nobody was left to read
 
     async def _run(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)

@@ -8,17 +8,17 @@ import sys
 from pathlib import Path
 
 from parablock_ray.config import load_config
-from parablock_ray.errors import RunFailed, UserError
+from parablock_ray.errors import RunFailed, Stopped, UserError
 
 
 def main(config_file: str, failure_file: str) -> None:
-    """Run CONFIG; why it failed goes to the file FAILURE and to stderr."""
+    """Run CONFIG, from its last checkpoint if it has one; why it failed goes to the file FAILURE and to stderr."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the sweep runs in the background
     try:
-        from parablock_ray.driver import run  # takes seconds, in which Ctrl-C ends us too
+        from parablock_ray.resume import run_or_resume  # takes seconds, in which Ctrl-C ends us too
 
-        run(load_config(config_file, []))
-    except (UserError, RunFailed) as error:
+        run_or_resume(load_config(config_file, []))
+    except (UserError, RunFailed, Stopped) as error:
         Path(failure_file).write_text(f"{error}\n", "utf-8")
         sys.exit(str(error))
     except KeyboardInterrupt:

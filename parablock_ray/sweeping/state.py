@@ -61,8 +61,8 @@ def _other_run(run: SweepRun) -> str | None:
 
 
 def make_ready(run: SweepRun) -> None:
-    """Clear away what an earlier try left, and write the config. Checkpoints go too: the run starts from round 0."""
-    if run.folder.exists():
+    """Write the config, and clear away what an earlier try left, unless it has checkpoints to go on from."""
+    if run.folder.exists() and not any(run.folder.glob("checkpoints/round-*")):
         shutil.rmtree(run.folder)
     failure_file(run).unlink(missing_ok=True)
     save_resolved(run.config, config_file(run))
@@ -70,7 +70,7 @@ def make_ready(run: SweepRun) -> None:
 
 @contextmanager
 def claimed(sweep: Sweep) -> Iterator[list[State]]:
-    """Keep the sweep's folder for this process, which deletes unfinished runs there; gives the states of the runs.
+    """Keep the sweep's folder for this process, which sees to unfinished runs there; gives the states of the runs.
 
     Raises UserError where that cannot be, or where files lie in the way.
     """

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 Phase = Literal["compute", "upload", "download", "catch_up", "wait"]
+Why = Literal["late", "refused", "lost"]
 
 
 @dataclass(frozen=True)
@@ -39,13 +40,24 @@ class Committed:
     block: int
     time_s: float
     participants: tuple[int, ...]
-    weights: tuple[float, ...]  # n_i, in the same order
+    weights: tuple[float, ...]  # in the same order, before normalisation
+    num_examples: int  # that they hold together in this round
     update_norm: float  # L2 norm of the server's step G_t
     server_s: float  # seconds for which the server computed for this round
     kept_ranks: tuple[KeptRank, ...] = ()  # by module, of methods that cut
 
 
-Event = Span | Committed
+@dataclass(frozen=True)
+class Dropped:
+    """A client has no part in a round for which it was planned. All of them are the run's participation log."""
+
+    round: int
+    client: int
+    why: Why  # late: after the deadline; refused: its training failed; lost: its process died
+    detail: str  # for people
+
+
+Event = Span | Committed | Dropped
 
 
 def as_row(event: Event) -> dict[str, Any]:
@@ -58,6 +70,8 @@ def from_row(row: dict[str, Any]) -> Event:
     fields: dict[str, Any] = {key: value for key, value in row.items() if key != "event"}
     if row["event"] == "span":
         return Span(**fields)
+    if row["event"] == "dropped":
+        return Dropped(**fields)
     kept = (KeptRank(**each | {"singular_values": tuple(each["singular_values"])}) for each in row["kept_ranks"])
     lists = {key: tuple(row[key]) for key in ("participants", "weights")}
     return Committed(**fields | lists | {"kept_ranks": tuple(kept)})

@@ -21,6 +21,7 @@ class RoundBook:
         self._next_round = 0
         self._spans: defaultdict[int, list[Span]] = defaultdict(list)
         self._commits: dict[int, Committed] = {}
+        self._downloaded: defaultdict[int, set[int]] = defaultdict(set)  # round → clients whose download is in
         self._row_start_s = 0.0
         self._last_download_s = 0.0
 
@@ -33,10 +34,11 @@ class RoundBook:
         """The rows that `event` finishes: usually none or one, more where rounds ended out of order."""
         if isinstance(event, Committed):
             self._commits[event.round] = event
-        else:
+        elif isinstance(event, Span):
             assert event.round >= self._next_round, f"told after its round's row was written: {event}"
             self._spans[event.round].append(event)
             if event.phase == "download":
+                self._downloaded[event.round].add(event.client)
                 self._last_download_s = max(self._last_download_s, event.end_s)
         return list(self._finished_rows())
 
@@ -46,11 +48,10 @@ class RoundBook:
             self._next_round += 1
 
     def _all_downloaded(self, commit: Committed) -> bool:
-        done = {span.client for span in self._spans[commit.round] if span.phase == "download"}
-        return done.issuperset(commit.participants)
+        return self._downloaded[commit.round].issuperset(commit.participants)
 
     def _row(self, commit: Committed) -> dict[str, Any]:
-        del self._commits[commit.round]
+        del self._commits[commit.round], self._downloaded[commit.round]
         spans = self._spans.pop(commit.round)
         end_s = self._last_download_s if commit.round == self._num_rounds - 1 else commit.time_s
         seconds, self._row_start_s = end_s - self._row_start_s, end_s
@@ -64,7 +65,7 @@ class RoundBook:
             "bytes_down": _payload_bytes(spans, "download"),
             "bytes_catch_up": _payload_bytes(spans, "catch_up"),
             "num_participants": len(commit.participants),
-            "num_examples": sum(commit.weights),
+            "num_examples": commit.num_examples,
             "server_s": commit.server_s,
             **_kept(commit.kept_ranks),
         }

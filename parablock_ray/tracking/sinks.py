@@ -6,7 +6,8 @@ import netrc
 import os
 import shutil
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -19,7 +20,7 @@ from rich.live import Live
 from rich.table import Table
 
 from parablock_ray.config import Config
-from parablock_ray.errors import UserError
+from parablock_ray.errors import RunFailed, UserError
 from parablock_ray.tracking.evaluations import FILE as EVALUATIONS
 from parablock_ray.tracking.evaluations import Results, figures, line
 from parablock_ray.tracking.events import Event, from_row
@@ -29,6 +30,7 @@ from parablock_ray.tracking.tensorboard import TensorBoardSink, require_tensorbo
 Row = dict[str, Any]
 
 _NUM_ROUNDS_SHOWN = 10
+_FINISH_TIMEOUT_S = 300.0  # for W&B to take the last rows of a run; then they are in its folder, for `wandb sync`
 
 _logger = logging.getLogger(__name__)
 
@@ -96,29 +98,42 @@ class JsonlSink:
         if self._num_held > 0:
             self._num_held -= 1
         else:
-            self._events.write(json.dumps(row) + "\n")
+            with _told_if_full(self._out):
+                self._events.write(json.dumps(row) + "\n")
 
     def round(self, row: Row) -> None:
-        self._metrics.write(json.dumps(row) + "\n")
+        with _told_if_full(self._out):
+            self._metrics.write(json.dumps(row) + "\n")
 
     def evaluation(self, row: Row) -> None:
         if self._num_judged > 0:
             self._num_judged -= 1
             return
-        with (self._out / EVALUATIONS).open("a", encoding="utf-8") as file:
+        with _told_if_full(self._out), (self._out / EVALUATIONS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
     def finish(self, summary: Row) -> None:
         unfinished = self._out / "summary.json.tmp"
-        unfinished.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-        unfinished.replace(self._out / "summary.json")  # whole or not at all
+        with _told_if_full(self._out):
+            unfinished.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+            unfinished.replace(self._out / "summary.json")  # whole or not at all
 
     def final_evaluation(self, results: Results) -> None:
         (self._out / "evaluation.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
     def close(self) -> None:
-        self._events.close()
-        self._metrics.close()
+        with _told_if_full(self._out):  # what is left of a line that could not be written is tried again
+            self._events.close()
+            self._metrics.close()
+
+
+@contextmanager
+def _told_if_full(out: Path) -> Iterator[None]:
+    """Raises RunFailed where the disk takes no more."""
+    try:
+        yield
+    except OSError as error:
+        raise RunFailed(f"{out}: cannot be written to: {error.strerror}; make room, then parablock resume") from None
 
 
 def _num_lines(path: Path) -> int:
@@ -208,6 +223,10 @@ _SUMMARY: dict[str, Callable[[Any], str]] = {
 }
 
 
+_IN_ARTIFACT = (  # of the run folder, what there is
+    *("config.yaml", "summary.json", "evaluation.json", "metrics.jsonl", "evaluations.jsonl"),
+    *("trace.json", "timeline.svg", "report.html"),
+)
 _ROUND, _JUDGED = "round", "evaluation/round"  # axes of W&B: of the rounds' rows, of the evaluations
 
 
@@ -216,12 +235,13 @@ def _judged(results: Results) -> Row:
 
 
 class WandbSink:
-    """One W&B run for the experiment. A W&B error while logging is told once and does not end the run."""
+    """One W&B run for the experiment. What goes wrong with W&B while logging is told once and does not end the run."""
 
     def __init__(self, config: Config, resumes: bool) -> None:
         import wandb  # takes a second
 
-        self._error: type[Exception] = wandb.Error
+        self._errors = (wandb.Error, OSError)  # it passes on what happens to the connection to its own process
+        self._out = Path(config.out)
         self._run = _start_run(config, _taken_up(Path(config.out)) if resumes else None)
         # What an online run that goes on holds already: the last value of each axis.
         self._last_round, self._last_judged = (self._run.summary.get(axis, -1) for axis in (_ROUND, _JUDGED))
@@ -270,12 +290,23 @@ class WandbSink:
         self._run.log({"kept_ranks": table, "kept_ranks_picture": wandb.Image(Image.open(picture))})
 
     def close(self) -> None:
+        if self._finished:  # only now is every file written
+            self._attempt(self._log_files)
         self._attempt(lambda: self._run.finish(exit_code=0 if self._finished else 1))
+
+    def _log_files(self) -> None:
+        import wandb
+
+        artifact = wandb.Artifact(f"run-{self._run.id}", type="run")
+        for name in _IN_ARTIFACT:
+            if (self._out / name).exists():
+                artifact.add_file(str(self._out / name), policy="immutable")  # no copy: nobody changes it any more
+        self._run.log_artifact(artifact)
 
     def _attempt(self, call: Callable[[], None]) -> None:
         try:
             call()
-        except self._error as error:
+        except self._errors as error:
             if not self._warned:
                 _logger.warning("W&B failed, the run goes on without it: %s", error)
             self._warned = True
@@ -298,6 +329,7 @@ def _start_run(config: Config, id: str | None) -> Any:
         run = wandb.init(
             project=config.tracking.wandb_project,
             group=config.tracking.wandb_group,
+            tags=config.tracking.wandb_tags,
             name=config.name,
             id=id,
             resume="allow" if id else None,
@@ -305,7 +337,7 @@ def _start_run(config: Config, id: str | None) -> Any:
             config=config.model_dump(mode="json"),
             mode=mode,
             reinit="create_new",
-            settings=wandb.Settings(silent=True, console="off"),
+            settings=wandb.Settings(silent=True, console="off", finish_timeout=_FINISH_TIMEOUT_S),
         )
         run.define_metric("evaluation/*", step_metric=_JUDGED)
         return run

@@ -47,6 +47,7 @@ class CheckpointWriter:
         self._config = config.checkpoint
         self._staleness, self._num_rounds = config.method.staleness, config.method.rounds
         self._first = 0  # no checkpoint of an earlier round
+        self._also: int | None = None  # a round with a checkpoint beside those that are due
         self._uploads: defaultdict[tuple[int, int], dict[int, Tensor]] = defaultdict(dict)  # (round, client) → chunks
         self._begun: dict[int, _Begun] = {}  # by the checkpoint's round
         self._thread = ThreadPoolExecutor(1)
@@ -54,6 +55,10 @@ class CheckpointWriter:
     def resume_after(self, round: int) -> None:
         """There is a checkpoint of this round: the next one is of a later one."""
         self._first = round + 1
+
+    def also_at(self, round: int) -> None:
+        """Write a checkpoint of this round too: before any of the rounds from `staleness` before it on."""
+        self._also = round
 
     def upload(self, round: int, client: int, chunk: int, values: Tensor) -> None:
         """Keep what a client sent for as long as a checkpoint needs it. The values must not change any more."""
@@ -77,7 +82,7 @@ class CheckpointWriter:
         return self._thread.submit(self._seal, round, self._begun.pop(round), about)
 
     def _is_due(self, round: int) -> bool:
-        return self._first <= round < self._num_rounds and self._config.is_due(round)
+        return self._first <= round < self._num_rounds and (round == self._also or self._config.is_due(round))
 
     def _is_needed(self, round: int, first: int) -> bool:
         """Whether a checkpoint of round `first` or later holds this round's uploads."""
@@ -106,8 +111,9 @@ class CheckpointWriter:
                 job.result()
             checkpoint.complete(begun.folder, round, begun.digests, about)
         except OSError as error:
+            checkpoint.clear_unfinished(self._root)  # whatever it holds is room
             raise RunFailed(
-                f"the checkpoint of round {round} cannot be written to {self._root}: {error.strerror}; "
+                f"the checkpoint of round {round} cannot be written to {self._root}: {error.strerror or error}; "
                 "make room, then parablock resume"
             ) from None
         checkpoint.prune(self._root, self._config.keep)

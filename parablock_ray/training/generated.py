@@ -1,7 +1,9 @@
 """Clients whose examples are made when they are visited, so that very many of them cost nothing before."""
 
-from collections.abc import Sequence, Set
+from collections import Counter
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -34,33 +36,30 @@ class ProblemSource:
         Problems whose prompt is refused, or of whose answer nothing fits, are passed over. Raises UserError for a
         task that gives too few others.
         """
-
-        def written(example: Example) -> tuple[str, str]:
-            return prompt_text(example, self.data.template, self.tokenizer), example.answer
-
-        def is_usable(texts: tuple[str, str]) -> bool:
-            prompt, answer = texts
-            fits = tokenize([prompt], [answer], self.tokenizer).answer_start[0] < self.max_length
-            return bool(fits) and prompt not in refused
-
-        size, found = _MAX_DRAWS * len(tasks), []
-        usable = {
-            task: filter(
-                is_usable, map(written, problems(task, size, generator(self.seed, f"{purpose} {task}", *keys)))
-            )
-            for task in dict.fromkeys(tasks)
-        }
-        for task in tasks:
-            texts = next(usable[task], None)
-            if texts is None:
+        size, usable = _MAX_DRAWS * len(tasks), {}
+        for task, num in Counter(tasks).items():
+            made = problems(task, size, generator(self.seed, f"{purpose} {task}", *keys))
+            found = list(islice(self._usable(made, num, refused), num))
+            if len(found) < num:
                 raise UserError(
-                    f"data.tasks: {size} problems of {task!r} do not give {tasks.count(task)} with a prompt that is "
+                    f"data.tasks: {size} problems of {task!r} do not give {num} with a prompt that is "
                     f"not held out and is shorter than {self.max_length} tokens; choose another task, lower "
                     "data.num_eval, or raise data.max_length"
                 )
-            found.append(texts)
-        prompts, answers = zip(*found, strict=True)
+            usable[task] = iter(found)
+        prompts, answers = zip(*(next(usable[task]) for task in tasks), strict=True)
         return tokenize(list(prompts), list(answers), self.tokenizer), list(prompts)
+
+    def _usable(self, made: Iterator[Example], num: int, refused: Set[str]) -> Iterator[tuple[str, str]]:
+        """Prompt and answer of those that can be used. Looks at `num` at a time: a call of the tokenizer takes as long
+        as several examples in it."""
+        while batch := list(islice(made, num)):
+            prompts = [prompt_text(example, self.data.template, self.tokenizer) for example in batch]
+            answers = [example.answer for example in batch]
+            starts = tokenize(prompts, answers, self.tokenizer).answer_start
+            for prompt, answer, start in zip(prompts, answers, starts, strict=True):
+                if start < self.max_length and prompt not in refused:
+                    yield prompt, answer
 
 
 @dataclass(frozen=True)

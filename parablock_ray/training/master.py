@@ -11,6 +11,8 @@ from parablock_ray.algorithms.population import Population
 from parablock_ray.algorithms.wire import Wire
 from parablock_ray.checkpoint import Checkpoint
 from parablock_ray.config import Config
+from parablock_ray.participation import require_enough
+from parablock_ray.tracking.events import Dropped
 from parablock_ray.training.adapters import ADAPTER_FOLDER, save_adapters
 from parablock_ray.training.checkpoints import CheckpointWriter, restored
 from parablock_ray.training.data import FederatedData
@@ -34,13 +36,29 @@ class Master:
         self._wire = Wire.of(config.network)
         self.server = make_server(config.method, population, self._parameters, self._wire, cut_through)
         self.checkpoints = CheckpointWriter(run_folder, config)
+        self._num_left: dict[int, int] = {}  # open round → clients in it
+
+    def open(self, plan: RoundPlan) -> None:
+        """`server.open`, counting heads."""
+        self._num_left[plan.round] = len(plan.visits)
+        self.server.open(plan)
 
     def receive(self, round: int, client: int, chunk: int, values: Tensor) -> Iterator[Publication | Commit]:
         """`server.receive`, with what checkpoints take of it. To be iterated to its end; `values` are kept."""
         self.checkpoints.upload(round, client, chunk, values)
-        for made in self.server.receive(round, client, chunk, values):
+        yield from self._noted(self.server.receive(round, client, chunk, values))
+
+    def drop(self, dropped: Dropped) -> Iterator[Publication | Commit]:
+        """`server.drop`, likewise. Raises RunFailed where too few are left."""
+        self._num_left[dropped.round] -= 1
+        require_enough(self._num_left[dropped.round], self._config.clients.min_participants, dropped)
+        yield from self._noted(self.server.drop(dropped.round, dropped.client))
+
+    def _noted(self, made_public: Iterator[Publication | Commit]) -> Iterator[Publication | Commit]:
+        for made in made_public:
             yield made  # first: nobody shall wait for a copy
             if isinstance(made, Commit):
+                del self._num_left[made.plan.round]
                 self.checkpoints.committed(made.plan.round, self.server.state)
 
     def restore(self, saved: Checkpoint, plans: Sequence[RoundPlan]) -> list[tuple[RoundPlan, Visit, Tensor]]:
@@ -58,7 +76,7 @@ class Master:
             for visit in plan.visits
         ]
         for plan in plans[found.num_rounds :]:
-            self.server.open(plan)
+            self.open(plan)
         for plan, visit, upload in pending:
             for chunk, (start, end) in enumerate(self._wire.bounds(upload.numel())):
                 for _ in self.receive(plan.round, visit.client, chunk, upload[start:end]):

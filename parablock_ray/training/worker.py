@@ -18,13 +18,16 @@ from parablock_ray.algorithms.population import Population
 from parablock_ray.algorithms.wire import Wire
 from parablock_ray.config import Config
 from parablock_ray.errors import RunFailed
+from parablock_ray.tracking.events import Dropped
 from parablock_ray.training.adapters import activate_rank, add_adapters
 from parablock_ray.training.batches import batches, move, visit_order
 from parablock_ray.training.data import FederatedData
 from parablock_ray.training.engine import EngineMaker
 from parablock_ray.training.model import check_packing, load_model
 
-_CACHED_CLIENTS = 32  # whose examples a worker keeps, where they are made when a client is visited
+# Examples that are made when a client is visited, and kept: of so many tokens at least, or of so many clients.
+_CACHED_TOKENS = 4_000_000
+_CACHED_CLIENTS = 32
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,8 @@ class Worker:
     ) -> None:
         self._config = config
         self._population = population
-        self._held_by = lru_cache(_CACHED_CLIENTS)(data.clients.held_by)
+        most_tokens = max(population.num_examples) * data.max_length  # of a client
+        self._held_by = lru_cache(max(_CACHED_CLIENTS, _CACHED_TOKENS // most_tokens))(data.clients.held_by)
         self._packed_length = data.max_length if config.data.packing else None
         self._device = device
         model = load_model(config.model.name, "float32", config.seed)
@@ -94,14 +98,25 @@ class Worker:
                 raise RunFailed(
                     f"training is not finite (loss {loss}); a smaller method.lr or method.max_grad_norm may help"
                 )
+            self._replica.remember(plan, visit, upload)
         return Trained(upload, loss)
+
+    def train_or_drop(self, plan: RoundPlan, visit: Visit) -> Trained | Dropped:
+        """`train`, where with `clients.on_error: drop` one that fails is told and not raised."""
+        try:
+            return self.train(plan, visit)
+        except RunFailed as error:
+            if self._config.clients.on_error == "fail":
+                raise
+            return Dropped(plan.round, visit.client, "refused", str(error).partition("\n")[0])
 
     def warm_up(self) -> None:
         """One forward and backward pass that changes nothing, so that first-use costs fall before the clock starts."""
         [batch] = self._batches(round=0, client=0, num_steps=1)
         first = RoundPlan(round=0, block=0, reads=-1, visits=(), lr=0.0)
+        visit = Visit(client=0, num_examples=1, weight=1, share=1.0)
         with self._undressed_after():
-            self._engine.begin(self._replica.start(first, Visit(client=0, num_examples=1, share=1.0)), first.lr)
+            self._engine.begin(self._replica.start(first, visit), first.lr)
             self._engine.step(move(batch, self._device))
             self._engine.end()
 
@@ -111,7 +126,7 @@ class Worker:
         On real batches of these clients, in turn. Before the first round.
         """
         plan = RoundPlan(round=0, block=block, reads=-1, visits=(), lr=0.0)
-        visit = Visit(clients[0], num_examples=1, share=1.0)
+        visit = Visit(clients[0], num_examples=1, weight=1, share=1.0)
         seconds = []
         with named(plan, visit), self._undressed_after():
             self._engine.begin(self._replica.start(plan, visit), plan.lr)

@@ -96,6 +96,7 @@ def run_lora_toy(toy: LoraToy) -> LoraHistory:
             trained = _train(toy, visit.client, start, moves, plan.lr)
             assert len(trained) == sum(factor.numel() for factor in factors)
             history.uploads[round, visit.client] = replica.finish(trained)
+            replica.remember(plan, visit, history.uploads[round, visit.client])
             for name, value in before.items():
                 assert torch.equal(live.parameters[f"{name}.weight"], value), "a visit must leave the weights alone"
         for visit in plan.visits:

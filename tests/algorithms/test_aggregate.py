@@ -16,7 +16,7 @@ from parablock_ray.config.training import ServerAdagrad, ServerAdaptive, ServerM
 
 
 def plan_of(num_examples: list[int]) -> RoundPlan:
-    visits = tuple(Visit(client, n, n / sum(num_examples)) for client, n in enumerate(num_examples))
+    visits = tuple(Visit(client, n, n, n / sum(num_examples)) for client, n in enumerate(num_examples))
     return RoundPlan(0, 0, -1, visits, 0.1)
 
 

@@ -1,10 +1,13 @@
 """Planning: which block, who, at what learning rate."""
 
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from parablock_ray.algorithms.learning_rate import learning_rate
 from parablock_ray.algorithms.methods import METHODS, make_method
-from parablock_ray.algorithms.population import Population
+from parablock_ray.algorithms.population import Population, drawn_by_size
 from parablock_ray.config.method import FedBCD, ParaBlock
 from tests.config.names import method_names
 
@@ -51,6 +54,27 @@ def test_plans_are_a_function_of_the_seed_whatever_the_order_of_asking():
 def test_reads_are_exactly_staleness_rounds_older_than_fedbcds(staleness):
     method = make_method(parablock(staleness=staleness), EVERYONE)
     assert [method.plan(t).reads for t in range(5)] == [t - 1 - staleness for t in range(5)]
+
+
+@given(st.lists(st.integers(1, 9), min_size=2, max_size=6), st.integers(1, 8))
+def test_drawn_by_size_every_client_counts_by_its_size_exactly(sizes, num):
+    """Over all offsets, which are equally likely: so with equal weights a mean over the draws is unbiased."""
+    draws = [drawn_by_size(torch.tensor(sizes), num, offset) for offset in range(sum(sizes))]
+    times = torch.stack([torch.bincount(draw, minlength=len(sizes)) for draw in draws])
+    assert times.sum(dim=0).tolist() == [num * size for size in sizes]
+    expected = torch.tensor(sizes) * num / sum(sizes)
+    assert ((times - expected).abs() < 1).all()  # in every round: never drawn twice without need
+
+
+def test_the_aggregate_of_those_drawn_by_size_is_unbiased_and_their_draws_weigh_the_same():
+    sizes, deltas = (1, 2, 3, 10), torch.tensor([5.0, -2.0, 1.0, 0.5], dtype=torch.float64)
+    method = make_method(parablock(rounds=4000), Population(sizes, 2, seed=0, sampling="by_size"))
+    plans = [method.plan(round) for round in range(4000)]
+    means = [sum(visit.share * deltas[visit.client] for visit in plan.visits) for plan in plans]
+    expected = sum(n * delta for n, delta in zip(sizes, deltas, strict=True)) / sum(sizes)
+    assert abs(sum(means) / 4000 - expected) < 0.05
+    assert all(sum(visit.weight for visit in plan.visits) == 2 for plan in plans)
+    assert {visit.num_examples for plan in plans for visit in plan.visits} == set(sizes)  # what they hold is told too
 
 
 def test_all_of_a_large_population_are_drawn_in_time():

@@ -14,7 +14,7 @@ from parablock_ray.config import Config
 from parablock_ray.config.lora import FedExLoRA, FedIT, FFALoRA, FlexLoRA, FLoRA, FLoRIST, HetLoRA, LoraConfig, ZeroPad
 from parablock_ray.config.method import ParaBlock
 from parablock_ray.errors import UserError
-from parablock_ray.planning.sizes import make_sizes
+from parablock_ray.sizes import make_sizes
 from tests.algorithms.lora_toy import SHAPES, LoraHistory, LoraToy, run_lora_toy, weights
 
 COMMON = {"rounds": 5, "local_steps": 3, "batch_size": 1, "lr": 0.05}

@@ -138,6 +138,7 @@ def _visit(
     history.starts[plan.round, visit.client] = _all(live)
     trained = _train(toy, visit.client, live, names, plan)
     delta = replica.finish(trained)
+    replica.remember(plan, visit, delta)
     assert torch.equal(_all(live), before), "a visit must leave the resident model as it was"
     return delta
 

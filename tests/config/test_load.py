@@ -130,6 +130,10 @@ def test_one_default_file_may_serve_two(tmp_path: Path) -> None:
         ("method.server_optimizer.lr=1", "method.server_optimizer.name: required, but missing (allowed: sgd, momentum"),
         ("method.warmup_rounds=30", "method: warmup_rounds (30) must be less than rounds (10)"),
         ("clients.per_round=5", "clients: per_round (5) must be at most num (4)"),
+        (
+            "clients.sampling=by_size",
+            "clients: sampling: by_size draws some of the clients for a round",
+        ),
         ("data.num_train=3", "data.num_train: must be at least clients.num = 4"),
         ("runtime=serial network.mode=shaped", "network.mode: must be none or virtual with runtime=serial"),
         (

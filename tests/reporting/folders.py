@@ -56,7 +56,9 @@ def run_folder(
     }
     (folder / "summary.json").write_text(json.dumps(summary | figures))
     spans = [Span("compute", 0, 0, client, 0, 0.0, 1.0) for client in range(2)]
-    (folder / "timeline.svg").write_text(gantt_svg([*spans, Committed(0, 0, 1.0, (0, 1), (1.0, 1.0), 1.0, 0.1)], "a"))
+    (folder / "timeline.svg").write_text(
+        gantt_svg([*spans, Committed(0, 0, 1.0, (0, 1), (1.0, 1.0), 2, 1.0, 0.1)], "a")
+    )
     return folder
 
 

@@ -28,7 +28,16 @@ METHODS = {
         "network.chunk_mb=0.05",
     ],
     "parablock-sampled": ["clients.num=7", "clients.per_round=3", "data.split=iid", "method.rounds=8"],
-    "fedavg-delayed": ["method.name=fedavg", "method.num_blocks=1", "method.staleness=1"],
+    "fedavg-delayed": [
+        "method.name=fedavg",
+        "method.num_blocks=1",
+        "method.staleness=1",
+        "clients.num=7",
+        "clients.per_round=3",
+        "clients.sampling=by_size",
+        "data.split={name: quantity, alpha: 0.5}",
+        "method.rounds=8",
+    ],
     "fedavg": ["method.name=fedavg", "method.num_blocks=1"],
     "fedcybgd": ["method.name=fedcybgd"],
 }

@@ -12,8 +12,8 @@ from parablock_ray.errors import RunFailed
 from parablock_ray.evaluation.evaluator import Evaluator
 from parablock_ray.runtime import cluster as cluster_module
 from parablock_ray.runtime import serial as serial_module
-from parablock_ray.runtime.cluster import NodeResources
 from parablock_ray.runtime.evaluator import EvaluatorActor
+from parablock_ray.runtime.placement import NodeResources
 from tests.runtime.federation import METHODS, rows, run_tiny
 from tests.runtime.lora_runs import run_lora
 

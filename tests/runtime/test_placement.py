@@ -1,18 +1,24 @@
 """How many workers a cluster holds: each with its CPUs and its share of a GPU on one node."""
 
 import pytest
+import ray
 
 from parablock_ray.config import load_config
 from parablock_ray.errors import UserError
-from parablock_ray.runtime.cluster import NodeResources, placement
+from parablock_ray.runtime import cluster as cluster_module
+from parablock_ray.runtime import placement as placement_module
+from parablock_ray.runtime.cluster import RayRuntime
+from parablock_ray.runtime.memory import ProcessMemory
+from parablock_ray.runtime.placement import NodeResources, Placement, placement, usable_cpus
 from tests.runtime.federation import QUICKSTART
 
 SIX_CPUS = NodeResources(6, 0)
 GPU_NODE = NodeResources(16, 1)
+STORE_FULL = ray.exceptions.RayTaskError("open", "traceback", ray.exceptions.ObjectStoreFullError("full"))
 
 
-def place(nodes: list[NodeResources], *overrides: str) -> tuple[int, float]:
-    return placement(load_config(QUICKSTART, ["clients.num=50", "data.split=iid", *overrides]), nodes)
+def place(nodes: list[NodeResources], *overrides: str, measured: ProcessMemory | None = None) -> Placement:
+    return placement(load_config(QUICKSTART, ["clients.num=50", "data.split=iid", *overrides]), nodes, measured)
 
 
 @pytest.mark.parametrize(
@@ -32,13 +38,14 @@ def place(nodes: list[NodeResources], *overrides: str) -> tuple[int, float]:
     ],
 )
 def test_placed(nodes, workers, placed):
-    assert place(nodes, f"workers.{workers}") == placed
+    assert place(nodes, f"workers.{workers}") == Placement(*placed, memory_bytes=0)
 
 
 @pytest.mark.parametrize("share", ["0.1", "0.2", "0.3", "0.3333", "0.5", "1.0"])
 def test_a_share_of_a_gpu_that_is_asked_for(share):
     room = {"0.1": 10, "0.2": 5, "0.3": 3, "0.3333": 3, "0.5": 2, "1.0": 1}[share]
-    assert place([GPU_NODE], "workers.num=auto", f"workers.gpus_per_worker={share}") == (room, float(share))
+    placed = place([GPU_NODE], "workers.num=auto", f"workers.gpus_per_worker={share}")
+    assert placed == Placement(room, float(share), memory_bytes=0)
 
 
 @pytest.mark.parametrize(
@@ -54,3 +61,56 @@ def test_a_share_of_a_gpu_that_is_asked_for(share):
 def test_what_does_not_fit_is_refused(nodes, overrides, room):
     with pytest.raises(UserError, match=rf"workers.num: .* room for {room}$"):
         place(nodes, *overrides)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "took", "placed"),
+    [
+        ([NodeResources(16, 0, 10e9)], ProcessMemory(2 * 10**9, 0.0), (4, 0.0)),  # 2.5 GB each with the margin
+        ([NodeResources(2, 0, 10e9)], ProcessMemory(2 * 10**9, 0.0), (2, 0.0)),  # there are no more CPUs
+        (
+            [NodeResources(16, 0, 6e9)] * 2,
+            ProcessMemory(2 * 10**9, 0.0),
+            (4, 0.0),
+        ),  # two on each node
+        ([NodeResources(16, 1, 99e9)], ProcessMemory(10**9, 0.15), (5, 0.2)),  # 18.75 % of the device each
+        ([NodeResources(16, 2, 99e9)], ProcessMemory(10**9, 0.7), (2, 1.0)),
+        ([NodeResources(16, 1, 4e9)], ProcessMemory(10**9, 0.1), (3, 0.125)),  # the host holds fewer than the device
+    ],
+)
+def test_as_many_as_memory_holds(nodes, took, placed):
+    found = place(nodes, "workers.num=auto", measured=took)
+    assert (found.num_workers, found.gpus_each) == placed
+    assert found.memory_bytes == took.host_bytes * 1.25
+
+
+def test_a_worker_that_no_node_has_the_memory_for():
+    with pytest.raises(UserError, match=r"2 threads and 0 GPUs and 5.0 GB of memory.* 0 GPUs and 3.0 GB .*room for 0$"):
+        place([NodeResources(8, 0, 3e9)], "workers.num=auto", "workers.threads=2", measured=ProcessMemory(4 * 10**9, 0))
+
+
+@pytest.mark.parametrize(("quota", "num_cpus"), [("max 100000", 6), ("250000 100000", 2), ("50000 100000", 1)])
+def test_cpus_that_a_container_may_use(monkeypatch, tmp_path, quota, num_cpus):
+    (tmp_path / "cpu.max").write_text(f"{quota}\n")
+    monkeypatch.setattr(placement_module, "_CPU_LIMIT", tmp_path / "cpu.max")
+    monkeypatch.setattr(placement_module.os, "sched_getaffinity", lambda pid: set(range(6)))
+    assert usable_cpus() == num_cpus
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            ray.exceptions.RuntimeEnvSetupError("no such wheel"),
+            r"the cluster cannot set up the environment of the server",
+        ),
+        (STORE_FULL, r"the object store of a node is full.*--object-store-memory"),
+    ],
+)
+def test_what_the_cluster_cannot_do_is_told_in_a_line(monkeypatch, error, told):
+    def get(reference):
+        raise error
+
+    monkeypatch.setattr(cluster_module.ray, "get", get)
+    with pytest.raises(UserError, match=told):
+        RayRuntime(setup=None)._get(reference=None)

@@ -15,7 +15,7 @@ MODULES = ("model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.v_proj")
 
 
 def committed(round: int, kept: tuple[KeptRank, ...]) -> Committed:
-    return Committed(round, 0, float(round), (0,), (1.0,), 1.0, 0.1, kept)
+    return Committed(round, 0, float(round), (0,), (1.0,), 1, 1.0, 0.1, kept)
 
 
 def kept(round: int) -> tuple[KeptRank, ...]:

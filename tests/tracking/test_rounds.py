@@ -18,7 +18,7 @@ def span(
 
 
 def commit(round: int, time_s: float) -> Committed:
-    return Committed(round, round % 2, time_s, participants=(1, 0), weights=(3.0, 1.0), update_norm=1.0, server_s=0.25)
+    return Committed(round, round % 2, time_s, (1, 0), (3.0, 1.0), num_examples=4, update_norm=1.0, server_s=0.25)
 
 
 def overlapped_run() -> list[Event]:

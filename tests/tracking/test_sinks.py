@@ -13,8 +13,9 @@ import wandb
 from rich.console import Console
 
 from parablock_ray.config import Config
-from parablock_ray.errors import UserError
+from parablock_ray.errors import RunFailed, UserError
 from parablock_ray.tracking.sinks import ConsoleSink, JsonlSink, WandbSink, open_sinks
+from tests.full_disk import at_most
 
 SUMMARY: dict[str, Any] = {
     "status": "done",
@@ -83,6 +84,23 @@ def test_summary_comes_whole_and_only_at_the_end(tmp_path: Path) -> None:
     sink.close()
     assert json.loads((tmp_path / "summary.json").read_text()) == SUMMARY
     assert {path.name for path in tmp_path.iterdir()} == {"events.jsonl", "metrics.jsonl", "summary.json"}
+
+
+def fill(sink: JsonlSink) -> None:
+    for round in range(1, 1000):
+        sink.round(metrics_row(round))
+
+
+def test_a_full_disk_is_told(tmp_path: Path) -> None:
+    sink = JsonlSink(tmp_path)
+    sink.round(metrics_row(0))
+    with at_most(4096):
+        with pytest.raises(RunFailed) as failure:
+            fill(sink)
+        with pytest.raises(RunFailed):
+            sink.close()
+    assert str(failure.value) == f"{tmp_path}: cannot be written to: File too large; make room, then parablock resume"
+    assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0]) == metrics_row(0)  # the last one is cut
 
 
 def test_evaluations_have_files_of_their_own(tmp_path: Path) -> None:
@@ -161,6 +179,20 @@ def test_offline_wandb_run_reads_back_as_metrics_jsonl(tmp_path: Path) -> None:
     assert {key: run["summary"][key] for key in told} == told  # the run's seconds, not those of its last round
 
 
+def test_what_a_finished_run_leaves_is_an_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("trace.json", "report.html", "private.txt"):
+        (tmp_path / name).write_text(name)
+    sink = WandbSink(config(tmp_path, "offline"), resumes=False)
+    run, kept = sink._run, []
+    monkeypatch.setattr(run, "log_artifact", kept.append)
+    sink.finish(SUMMARY)
+    (tmp_path / "evaluation.json").write_text("{}")  # of what comes after the summary
+    sink.close()
+    [artifact] = kept
+    assert artifact.name == f"run-{run.id}"
+    assert set(artifact.manifest.entries) == {"trace.json", "report.html", "evaluation.json"}
+
+
 def test_evaluations_that_come_late_are_in_the_wandb_run_by_their_round(tmp_path: Path) -> None:
     sink = WandbSink(config(tmp_path, "offline"), resumes=False)
     for round in range(3):
@@ -218,21 +250,28 @@ def test_a_run_that_failed_is_marked_so(tmp_path: Path) -> None:
 class StubRun:
     """A W&B run that takes nothing."""
 
+    error: ClassVar[Exception] = wandb.Error("disk full")
+    id = "stub"
     summary: ClassVar[dict[str, Any]] = {}
 
     def define_metric(self, name: str, step_metric: str) -> None:
         pass
 
     def log(self, row: dict[str, Any], commit: bool) -> None:
-        raise wandb.Error("disk full")
+        raise self.error
+
+    def log_artifact(self, artifact: wandb.Artifact) -> None:
+        raise self.error
 
     def finish(self, exit_code: int) -> None:
-        raise wandb.Error("disk full")
+        raise self.error
 
 
+@pytest.mark.parametrize("error", [wandb.Error("disk full"), ConnectionResetError("disk full")])
 def test_a_wandb_error_while_logging_is_told_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
+    monkeypatch.setattr(StubRun, "error", error)
     monkeypatch.setattr(wandb, "init", lambda **_: StubRun())
     sink = WandbSink(config(tmp_path, "offline"), resumes=False)
     for round in range(3):
@@ -320,18 +359,16 @@ def test_off_does_not_import_wandb(tmp_path: Path) -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_runs_of_a_sweep_share_a_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    groups: list[str | None] = []
+def test_group_and_tags_are_those_of_the_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[tuple[str | None, tuple[str, ...]]] = []
 
-    def init(group: str | None, **_: Any) -> StubRun:
-        groups.append(group)
+    def init(group: str | None, tags: tuple[str, ...], **_: Any) -> StubRun:
+        started.append((group, tags))
         return StubRun()
 
     monkeypatch.setattr(wandb, "init", init)
     alone = config(tmp_path, "offline")
     WandbSink(alone, resumes=False)
-    WandbSink(
-        Config.model_validate(alone.model_dump() | {"tracking": {"wandb": "offline", "wandb_group": "trial"}}),
-        resumes=False,
-    )
-    assert groups == [None, "trial"]
+    tracking = {"wandb": "offline", "wandb_group": "trial", "wandb_tags": ["paper", "figure 3"]}
+    WandbSink(Config.model_validate(alone.model_dump() | {"tracking": tracking}), resumes=False)
+    assert started == [(None, ()), ("trial", ("paper", "figure 3"))]

@@ -5,10 +5,15 @@ import copy
 import pytest
 import torch
 
+from parablock_ray.algorithms.methods import make_method
+from parablock_ray.config import load_config
+from parablock_ray.driver import prepare
+from parablock_ray.runtime.memory import limit_device_memory
 from parablock_ray.training.batches import move
-from parablock_ray.training.engine import DeepSpeedEngine, TorchEngine
+from parablock_ray.training.engine import DeepSpeedEngine, TorchEngine, make_engine
 from parablock_ray.training.model import load_model
-from tests.runtime.federation import run_tiny
+from parablock_ray.training.worker import Worker
+from tests.runtime.federation import QUICKSTART, SHORT, run_tiny
 from tests.training.test_engine import ADAMW, block_of, random_batch, same_bits
 
 pytestmark = [
@@ -54,6 +59,35 @@ def test_memory_returns_to_its_baseline_after_a_visit():
     engine.begin(block_of(model, 0), 0.0)  # drops the last gradients
     engine.end()
     assert torch.cuda.memory_allocated() <= baseline * 1.01
+
+
+def test_memory_returns_to_its_baseline_after_each_client(tmp_path):
+    config = load_config(QUICKSTART, [*SHORT, f"out={tmp_path}", "model.dtype=bfloat16", "method.staleness=0"])
+    prepared = prepare(config)
+    worker = Worker(config, prepared.population, prepared.data, torch.device("cuda"), make_engine)
+    plan = make_method(config.method, prepared.population).plan(0)
+    after = []
+    for visit in plan.visits:
+        worker.train(plan, visit)
+        after.append(torch.cuda.memory_allocated())
+    assert max(after) <= after[0] * 1.01  # the first one allocates what stays: workspaces
+
+
+def test_a_share_of_the_device_is_enforced():
+    device = torch.device("cuda")
+    _, total_bytes = torch.cuda.mem_get_info(device)
+    limit_device_memory(device, 0.1)
+    try:
+        with pytest.raises(torch.OutOfMemoryError):
+            torch.empty(total_bytes // 5, dtype=torch.uint8, device=device)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, device)
+
+
+def test_two_workers_share_one_gpu(tmp_path, cluster):
+    summary = run_tiny(tmp_path / "run", ["workers.num=2", "workers.gpus_per_worker=0.5", "method.rounds=8"])
+    assert summary["num_workers"] == 2
+    assert summary["loss_after"] < summary["loss_before"]
 
 
 def test_a_bf16_run_on_ray_learns(tmp_path, cluster):

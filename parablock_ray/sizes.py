@@ -1,6 +1,6 @@
 """How many parameters every client sends and receives in every round, from the plans alone."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -53,6 +53,19 @@ def make_sizes(config: Config, population: Population, shapes: Mapping[str, Tens
     if isinstance(method, CollectingMethod):
         return _WholeAdapters(method, population, shapes)
     return _Blocks(config, population, shapes, wire)
+
+
+def upload_params(
+    config: Config, population: Population, shapes: Mapping[str, Tensor]
+) -> Callable[[RoundPlan, Visit], int]:
+    """How many parameters a visit's upload has."""
+    method = config.method
+    if isinstance(method, CollectingMethod):
+        targets = find_targets(shapes, method.lora.target_modules)
+        ranks = client_ranks(method.lora, population.num_clients, population.seed)
+        return lambda plan, visit: sum(target.num_params(ranks[visit.client]) for target in targets)
+    blocks = trained_layout(config, shapes).blocks
+    return lambda plan, visit: blocks[plan.block].num_params
 
 
 def trained_layout(config: Config, shapes: Mapping[str, Tensor]) -> BlockLayout:

@@ -1,0 +1,176 @@
+"""Runs of the tiny model whose processes are killed at random moments: do they end in the right weights?
+
+    python benchmarks/chaos.py --kills 10 --seed 0 --json
+
+Each kill is one run on a Ray cluster of its own. A worker or the server is killed, and the run must go on by itself; or
+the driver is, by SIGKILL or SIGTERM, and `parablock resume` must go on with it. The weights must be those of a run in
+one process to which nothing happened, and no process and no lock may be left.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from harness import Row, note, parser, report
+
+_QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
+_NUM_ROUNDS = 12
+_COMMON = [
+    f"method.rounds={_NUM_ROUNDS}",
+    "method.local_steps=1",
+    "method.batch_size=2",
+    "data.num_train=60",
+    "data.num_eval=8",
+    "tracking.wandb=off",
+    "engine.name=torch",
+]
+_METHODS = {
+    "parablock": ["network.exchange=cut_through", "network.chunk_mb=0.1"],
+    "fedbcd": ["method.name=fedbcd"],
+    "parablock, staleness 2, sampled": ["method.staleness=2", "clients.num=6", "clients.per_round=3", "data.split=iid"],
+    "fedavg": ["method.name=fedavg", "method.num_blocks=1", "method.staleness=1"],
+}
+_KINDS = {"worker": "ray::ClientActor", "server": "ray::ServerActor", "driver": None, "driver, SIGTERM": None}
+_GIVE_UP_S = 600.0
+
+
+@dataclass(frozen=True)
+class Kill:
+    """Who is killed, in which round, and how long after its first event."""
+
+    method: str
+    kind: str
+    round: int
+    delay_s: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.method}: {self.kind} in round {self.round}"
+
+
+def main() -> None:
+    options = parser(__doc__.partition("\n")[0])
+    options.add_argument("--kills", type=int, default=50, help="so many runs, a kill each")
+    options.add_argument("--seed", type=int, default=0, help="of who is killed when")
+    arguments = options.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        rows = list(outcomes(kills(arguments.kills, arguments.seed), Path(folder)))
+        report(rows, arguments.json)
+    sys.exit(any(row.value < 1 for row in rows))
+
+
+def kills(num_kills: int, seed: int) -> Iterator[Kill]:
+    """Every method and every kind in turn, at moments that the seed says."""
+    rng = random.Random(seed)
+    methods, kinds = list(_METHODS), list(_KINDS)
+    for index in range(num_kills):
+        method = methods[(index + index // len(kinds)) % len(methods)]
+        yield Kill(method, kinds[index % len(kinds)], rng.randrange(_NUM_ROUNDS - 1), rng.uniform(0.0, 0.3))
+
+
+def outcomes(planned: Iterator[Kill], folder: Path) -> Iterator[Row]:
+    """A row for each kill: 1 if all was as it should be. What was not is told."""
+    undisturbed: dict[str, str] = {}
+    for index, kill in enumerate(planned):
+        if kill.method not in undisturbed:
+            alone = folder / f"undisturbed-{len(undisturbed)}"
+            _parablock("run", str(_QUICKSTART), *_COMMON, *_METHODS[kill.method], "runtime=serial", f"out={alone}")
+            undisturbed[kill.method] = _summary(alone)["weights_sha256"]
+        wrong = _carry_out(kill, folder / str(index), undisturbed[kill.method])
+        note(f"{kill.name}: {wrong or 'as it should be'}")
+        yield Row(kill.name, float(wrong is None), "right", goal=1)
+
+
+def _carry_out(kill: Kill, out: Path, weights_sha256: str) -> str | None:
+    """What went wrong, None if nothing did."""
+    ray = ["runtime=ray", "workers.num=2", "checkpoint.every=3", f"out={out}"]
+    with out.with_suffix(".log").open("wb") as log:
+        arguments = [str(_QUICKSTART), *_COMMON, *_METHODS[kill.method], *ray]
+        driver = psutil.Popen(_command("run", *arguments), stdout=log, stderr=subprocess.STDOUT)
+        try:
+            _wait_until(lambda: _last_round(out) >= kill.round or not driver.is_running())
+            time.sleep(kill.delay_s)
+            family = [driver, *driver.children(recursive=True)]
+            _strike(kill.kind, driver, family)
+            driver.wait(_GIVE_UP_S)
+        finally:
+            if driver.is_running():
+                driver.kill()
+    _wait_until(lambda: not any(_is_alive(each) for each in family))
+    if kill.kind == "driver" or not (out / "summary.json").exists():
+        if kill.kind in ("worker", "server"):
+            return f"ended with {driver.returncode}: {out.with_suffix('.log').read_text()[-2000:]}"
+        _parablock("resume", str(out))
+    if _summary(out)["weights_sha256"] != weights_sha256:
+        return "other weights"
+    told = [json.loads(line)["round"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    if told != list(range(_NUM_ROUNDS)):
+        return f"rows of rounds {told}"
+    return "a lock is left" if (out / ".lock").exists() else None
+
+
+def _strike(kind: str, driver: psutil.Popen, family: list[psutil.Process]) -> None:
+    if kind == "driver, SIGTERM":
+        driver.send_signal(signal.SIGTERM)
+        return
+    title = _KINDS[kind]
+    victims = [driver] if title is None else [each for each in family if _is_titled(each, title)]
+    if victims:  # none, where the run was over first
+        os.kill(victims[-1].pid, signal.SIGKILL)
+
+
+def _is_titled(process: psutil.Process, title: str) -> bool:
+    try:
+        return process.cmdline()[:1] != [] and process.cmdline()[0].startswith(title)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _wait_until(is_so: Callable[[], bool]) -> None:
+    give_up_s = time.monotonic() + _GIVE_UP_S
+    while not is_so():
+        if time.monotonic() > give_up_s:
+            raise TimeoutError("waited in vain")
+        time.sleep(0.05)
+
+
+def _last_round(out: Path) -> int:
+    """That of the last event that is told; -1 before the first."""
+    try:
+        lines = (out / "events.jsonl").read_text().splitlines()
+    except FileNotFoundError:
+        return -1
+    whole = [line for line in lines if line.endswith("}")]
+    return max((json.loads(line)["round"] for line in whole), default=-1)
+
+
+def _command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "parablock_ray", *arguments]
+
+
+def _parablock(*arguments: str) -> None:
+    subprocess.run(_command(*arguments), check=True, stdout=subprocess.DEVNULL, timeout=_GIVE_UP_S)
+
+
+def _summary(out: Path) -> dict[str, str]:
+    return json.loads((out / "summary.json").read_text())
+
+
+if __name__ == "__main__":
+    main()

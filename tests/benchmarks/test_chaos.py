@@ -1,0 +1,33 @@
+"""Kills at random moments: the plan of them, and five that are carried out."""
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+FOLDER = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def chaos(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The script as a module; scripts find each other in their own folder."""
+    monkeypatch.syspath_prepend(FOLDER)
+    return importlib.import_module("chaos")
+
+
+def test_kills_are_a_function_of_the_seed_and_reach_everyone(chaos):
+    planned = list(chaos.kills(16, seed=3))
+    assert planned == list(chaos.kills(16, seed=3)) != list(chaos.kills(16, seed=4))
+    assert len({(kill.method, kill.kind) for kill in planned}) == 16
+
+
+@pytest.mark.slow
+def test_five_kills_leave_the_right_weights():
+    command = [sys.executable, FOLDER / "chaos.py", "--kills", "5", "--seed", "1", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stderr
+    assert [row["value"] for row in json.loads(done.stdout.splitlines()[-1])["rows"]] == [1.0] * 5
