@@ -35,7 +35,11 @@ echo "== a run, watched, its folder brought back"
 # Enough rounds that Ray, which collects figures every ten seconds, tells some before it ends.
 "${submit[@]}" method.rounds=40 --token-path "$DIR/token" --follow --fetch "$out" &
 run=$!
-python "$here/monitoring/figures.py" "$address" "$DIR/token" 300
+python "$here/monitoring/figures.py" "$address" "$DIR/token" 1800 &
+figures=$!
+wait -n "$run" "$figures"
+kill -0 "$figures" 2>/dev/null && { kill "$figures"; echo "the run ended before it told its figures" >&2; exit 1; }
+wait "$figures"
 wait "$run"
 test -s "$out/summary.json"
 echo "== a run that fails"
