@@ -208,6 +208,7 @@ def mean_squared_gradient(config: BlockMethod, problem: Problem) -> Tensor:
             for _ in range(config.local_steps):
                 block -= plan.lr * gradient(next(minibatches[visit.client]), live)[:, columns]
             upload = replica.finish(flatten([block], torch.float64))
+            replica.remember(plan, visit, upload)
             for _ in server.receive(plan.round, visit.client, 0, upload):
                 pass
     return total / method.num_rounds

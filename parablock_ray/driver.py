@@ -75,6 +75,7 @@ class _Experiment:
     population: Population
     method: Method
     participation: Participation
+    pricing: Pricing
     tasks: Sequence[Task]
     console: Console
     made_with: Mapping[str, str]  # versions
@@ -96,7 +97,8 @@ def _carry_out(config: Config, resumed: Resumed | None) -> dict[str, Any]:
     if config.clients.leaves_out_the_slow:
         late = late_by(config, population, model_shapes(config.model.name))
     participation = Participation(config.clients.min_participants, late, known_participation(config))
-    experiment = _Experiment(config, data, population, method, participation, tasks, console, made_with)
+    pricing = Pricing(config)  # reads its trace: before the folder is taken
+    experiment = _Experiment(config, data, population, method, participation, pricing, tasks, console, made_with)
     with ExitStack() as cleanup:
         if resumed is None:
             cleanup.enter_context(claimed(experiment.out, config))
@@ -112,7 +114,7 @@ def _attempt(experiment: _Experiment, resumed: Resumed | None, num_replays: int)
     """The run, from where it is taken up to its end. Raises ProcessDied with every process of it ended."""
     config, method, console, out = experiment.config, experiment.method, experiment.console, experiment.out
     participation = experiment.participation
-    pricing, virtual = Pricing(config), config.network.mode == "virtual"
+    pricing, virtual = experiment.pricing, config.network.mode == "virtual"
     book = VirtualBook(method.num_rounds, pricing) if virtual else RoundBook(method.num_rounds)
     runtime = make_runtime(RunSetup(config, experiment.population, experiment.data, make_engine))
     with ExitStack() as cleanup:

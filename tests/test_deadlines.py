@@ -40,7 +40,7 @@ def config(tmp_path: Path, *overrides: str) -> Config:
     ],
 )
 def test_against_hand_computed_seconds(tmp_path, overrides, late):
-    visits = tuple(Visit(client, 10, 0.25) for client in FEW_MBPS)
+    visits = tuple(Visit(client, 10, 10, 0.25) for client in FEW_MBPS)
     dropped = late_by(config(tmp_path, *overrides), Population((10,) * 4, 4, 0), SHAPES)(
         RoundPlan(3, 0, 2, visits, 0.1)
     )

@@ -1,5 +1,7 @@
 """How many workers a cluster holds: each with its CPUs and its share of a GPU on one node."""
 
+from types import SimpleNamespace
+
 import pytest
 import ray
 
@@ -113,4 +115,4 @@ def test_what_the_cluster_cannot_do_is_told_in_a_line(monkeypatch, error, told):
 
     monkeypatch.setattr(cluster_module.ray, "get", get)
     with pytest.raises(UserError, match=told):
-        RayRuntime(setup=None)._get(reference=None)
+        RayRuntime(SimpleNamespace(config=SimpleNamespace(name="run")))._get(reference=None)
