@@ -3,7 +3,7 @@
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import floor
 from pathlib import Path
@@ -46,7 +46,8 @@ def nodes() -> list[NodeResources]:
     """The nodes of the cluster that are alive."""
     resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     return [
-        NodeResources(int(each.get("CPU", 0)), int(each.get("GPU", 0)), each.get("memory", 0.0)) for each in resources
+        NodeResources(int(each.get("CPU", 0)), int(each.get("GPU", 0)), each.get("memory", math.inf))
+        for each in resources
     ]
 
 
@@ -88,15 +89,25 @@ def reserve(workers: WorkersConfig, placed: Placement) -> PlacementGroup:
     group = placement_group([wanted] * placed.num_workers, strategy=workers.placement.upper())
     try:
         if not group.wait(_PATIENCE_S):
-            free, there = ray.available_resources(), ray.cluster_resources()
-            left = ", ".join(f"{free.get(name, 0):g} of {there.get(name, 0):g} {name}" for name in wanted)
-            each = ", ".join(f"{amount:g} {name}" for name, amount in wanted.items())
-            _logger.warning(f"waiting for {placed.num_workers} worker(s) of {each} each; the cluster has {left} free")
+            _logger.warning("waiting for %d worker(s) of %s", placed.num_workers, _shortage(wanted))
             ray.get(group.ready())
     except BaseException:  # Ctrl-C too: what waits would be given its place later
         remove_placement_group(group)
         raise
     return group
+
+
+def _shortage(wanted: Mapping[str, float]) -> str:
+    """What each worker wants, and what of it is free."""
+    free, there = ray.available_resources(), ray.cluster_resources()
+    units = {"memory": ("GB of memory", 1e9)}
+    each, left = [], []
+    for name, amount in wanted.items():
+        unit, scale = units.get(name, (name, 1))
+        wants, has, of = (f"{figure / scale:.3g}" for figure in (amount, free.get(name, 0), there.get(name, 0)))
+        each.append(f"{wants} {unit}")
+        left.append(f"{has} of {of} {unit}")
+    return f"{', '.join(each)} each; the cluster has {', '.join(left)} free"
 
 
 def usable_cpus() -> int:
