@@ -63,8 +63,8 @@ def parts(config: Config) -> Iterator[Row]:
     for file in files:
         yield Row(file.name, file.stat().st_size / _MEGABYTE, "MB")
     note("its parts")
-    data, population = prepare(config)
-    master = Master(config, population, data, root)
+    prepared = prepare(config)
+    master = Master(config, prepared.population, prepared.data, root)
     start_s = time.perf_counter()
     state = master.server.state()
     yield Row("copy of the server's state, for which the server waits", time.perf_counter() - start_s, "s")

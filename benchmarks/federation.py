@@ -19,8 +19,10 @@ from parablock_ray.algorithms.blocks import flatten
 from parablock_ray.algorithms.methods import make_method
 from parablock_ray.checkpointing import Completer
 from parablock_ray.config import Config
+from parablock_ray.deadlines import nobody
 from parablock_ray.driver import claimed, prepare, run_rounds
 from parablock_ray.network.timeline import RoundLoad
+from parablock_ray.participation import Participation
 from parablock_ray.planning.plan import plan
 from parablock_ray.planning.scenario import Scenario
 from parablock_ray.pricing import Pricing, by_round
@@ -187,7 +189,8 @@ def measure(config: Config, make_engine: EngineMaker, num_steps: int = 0) -> Mea
         runtime.start()
         step_s = tuple(runtime.step_seconds(num_steps)) if num_steps else ()
         completer = Completer(runtime.complete_checkpoint, config, loss_before=0.0, num_done=0)  # no checkpoint is due
-        events, rows = run_rounds(method, runtime, RoundBook(method.num_rounds), [], completer, [])
+        everybody = Participation(min_participants=1, late=nobody, known=[])
+        events, rows = run_rounds(method, everybody, runtime, RoundBook(method.num_rounds), [], completer, [])
     return Measured(sum(row["seconds"] for row in rows), events, method, config, step_s)
 
 

@@ -35,7 +35,9 @@ from rich.console import Console
 from parablock_ray.algorithms.methods import make_method
 from parablock_ray.checkpointing import Completer
 from parablock_ray.config import Config, load_config
+from parablock_ray.deadlines import nobody
 from parablock_ray.driver import claimed, prepare, run, run_rounds
+from parablock_ray.participation import Participation
 from parablock_ray.runtime.base import RunSetup
 from parablock_ray.runtime.cluster import RayRuntime
 from parablock_ray.tracking.rounds import RoundBook
@@ -111,7 +113,8 @@ def cost_of(scale: Scale, num_rounds: int) -> Cost:
             sinks = open_sinks(config, Console(quiet=True), resumes=False)
             runtime.start()
             completer = Completer(runtime.complete_checkpoint, config, loss_before=0.0, num_done=0)  # none is due
-            _, rows = run_rounds(method, runtime, RoundBook(method.num_rounds), sinks, completer, [])
+            everybody = Participation(min_participants=1, late=nobody, known=[])
+            _, rows = run_rounds(method, everybody, runtime, RoundBook(method.num_rounds), sinks, completer, [])
             peaks = runtime.peak_rss_bytes()
     workers = [peak for process, peak in peaks.items() if process.startswith("worker")]
     overhead_ms = 1e3 * statistics.median(row["seconds"] for row in rows) / scale.per_round
