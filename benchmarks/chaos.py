@@ -21,18 +21,9 @@ from pathlib import Path
 
 import psutil
 from harness import Row, note, parser, report
+from processes import parablock, short_run, title_of
 
-_QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
 _NUM_ROUNDS = 12
-_COMMON = [
-    f"method.rounds={_NUM_ROUNDS}",
-    "method.local_steps=1",
-    "method.batch_size=2",
-    "data.num_train=60",
-    "data.num_eval=8",
-    "tracking.wandb=off",
-    "engine.name=torch",
-]
 _METHODS = {
     "parablock": ["network.exchange=cut_through", "network.chunk_mb=0.1"],
     "fedbcd": ["method.name=fedbcd"],
@@ -83,7 +74,7 @@ def outcomes(planned: Iterator[Kill], folder: Path) -> Iterator[Row]:
     for index, kill in enumerate(planned):
         if kill.method not in undisturbed:
             alone = folder / f"undisturbed-{len(undisturbed)}"
-            _parablock("run", str(_QUICKSTART), *_COMMON, *_METHODS[kill.method], "runtime=serial", f"out={alone}")
+            _finish(_command(kill.method, alone, "runtime=serial"))
             undisturbed[kill.method] = _summary(alone)["weights_sha256"]
         wrong = _carry_out(kill, folder / str(index), undisturbed[kill.method])
         note(f"{kill.name}: {wrong or 'as it should be'}")
@@ -92,10 +83,9 @@ def outcomes(planned: Iterator[Kill], folder: Path) -> Iterator[Row]:
 
 def _carry_out(kill: Kill, out: Path, weights_sha256: str) -> str | None:
     """What went wrong, None if nothing did."""
-    ray = ["runtime=ray", "workers.num=2", "checkpoint.every=3", f"out={out}"]
+    command = _command(kill.method, out, "runtime=ray", "workers.num=2", "checkpoint.every=3")
     with out.with_suffix(".log").open("wb") as log:
-        arguments = [str(_QUICKSTART), *_COMMON, *_METHODS[kill.method], *ray]
-        driver = psutil.Popen(_command("run", *arguments), stdout=log, stderr=subprocess.STDOUT)
+        driver = psutil.Popen(command, stdout=log, stderr=subprocess.STDOUT)
         try:
             _wait_until(lambda: _last_round(out) >= kill.round or not driver.is_running())
             time.sleep(kill.delay_s)
@@ -109,7 +99,7 @@ def _carry_out(kill: Kill, out: Path, weights_sha256: str) -> str | None:
     if kill.kind == "driver" or not (out / "summary.json").exists():
         if kill.kind in ("worker", "server"):
             return f"ended with {driver.returncode}: {out.with_suffix('.log').read_text()[-2000:]}"
-        _parablock("resume", str(out))
+        _finish(parablock("resume", str(out)))
     if _summary(out)["weights_sha256"] != weights_sha256:
         return "other weights"
     told = [json.loads(line)["round"] for line in (out / "metrics.jsonl").read_text().splitlines()]
@@ -123,16 +113,9 @@ def _strike(kind: str, driver: psutil.Popen, family: list[psutil.Process]) -> No
         driver.send_signal(signal.SIGTERM)
         return
     title = _KINDS[kind]
-    victims = [driver] if title is None else [each for each in family if _is_titled(each, title)]
+    victims = [driver] if title is None else [each for each in family if title_of(each).startswith(title)]
     if victims:  # none, where the run was over first
         os.kill(victims[-1].pid, signal.SIGKILL)
-
-
-def _is_titled(process: psutil.Process, title: str) -> bool:
-    try:
-        return process.cmdline()[:1] != [] and process.cmdline()[0].startswith(title)
-    except psutil.NoSuchProcess:
-        return False
 
 
 def _is_alive(process: psutil.Process) -> bool:
@@ -160,12 +143,12 @@ def _last_round(out: Path) -> int:
     return max((json.loads(line)["round"] for line in whole), default=-1)
 
 
-def _command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "parablock_ray", *arguments]
+def _command(method: str, out: Path, *overrides: str) -> list[str]:
+    return short_run(out, f"method.rounds={_NUM_ROUNDS}", *_METHODS[method], *overrides)
 
 
-def _parablock(*arguments: str) -> None:
-    subprocess.run(_command(*arguments), check=True, stdout=subprocess.DEVNULL, timeout=_GIVE_UP_S)
+def _finish(command: list[str]) -> None:
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=_GIVE_UP_S)
 
 
 def _summary(out: Path) -> dict[str, str]:

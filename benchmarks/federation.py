@@ -2,13 +2,14 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ray
 import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
@@ -34,7 +35,25 @@ from parablock_ray.training.engine import Batch, EngineMaker
 from parablock_ray.training.model import load_tokenizer, model_shapes
 
 NUM_BLOCKS = 4
+_AT_PAR = {"worker_niceness": 0}  # Ray's default of 15 puts the workers behind whatever else is on the machine
 _SIZE = 256  # a product of two such matrices takes a fraction of a millisecond and stays in the cache
+
+
+@contextmanager
+def own_cluster() -> Iterator[None]:
+    """A cluster of two CPUs on this machine, for as long as this lasts."""
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+        _system_config=_AT_PAR,
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 class FixedWorkEngine:

@@ -26,7 +26,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
 from federation import (
     Federation,
     FixedWork,
@@ -35,6 +34,7 @@ from federation import (
     busy_for,
     make_federation,
     measure,
+    own_cluster,
     planned_s,
 )
 from harness import Row, note, parser, report
@@ -47,7 +47,6 @@ from parablock_ray.training.engine import make_engine
 NUM_CHUNKS = 16
 EFFICIENCY_GOAL = 0.95
 PLAN_ERROR_GOAL = 0.10
-AT_PAR = {"worker_niceness": 0}  # Ray's default of 15 puts the workers behind whatever else is on the machine
 DEMO = Path(__file__).parents[1] / "configs" / "demo_parablock.yaml"
 
 
@@ -89,21 +88,9 @@ EFFICIENCIES = {
 
 def main() -> None:
     options = arguments()
-    with tempfile.TemporaryDirectory() as folder:
-        # One cluster for all runs: its start is no part of them.
-        ray.init(
-            address="local",
-            num_cpus=2,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level="ERROR",
-            _system_config=AT_PAR,
-        )
-        try:
-            rows = real_training(folder) if options.real else fixed_training(Path(folder), options)
-            report(list(rows), options.json)
-        finally:
-            ray.shutdown()
+    with tempfile.TemporaryDirectory() as folder, own_cluster():  # one for all runs: its start is no part of them
+        rows = real_training(folder) if options.real else fixed_training(Path(folder), options)
+        report(list(rows), options.json)
 
 
 def fixed_training(folder: Path, options: argparse.Namespace) -> Iterator[Row]:

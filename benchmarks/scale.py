@@ -21,14 +21,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-import ray
-from federation import asleep_for
+from federation import asleep_for, own_cluster
 from harness import Row, note, parser, report
 from rich.console import Console
 
@@ -54,8 +53,6 @@ OVERRIDES = [
     "tracking.wandb=off",
 ]
 T = TypeVar("T")
-
-AT_PAR = {"worker_niceness": 0}  # Ray's default of 15 puts the workers behind whatever else is on the machine
 
 
 @dataclass(frozen=True)
@@ -127,22 +124,6 @@ def trained_s() -> float:
         start_s = time.perf_counter()
         run(config_of(SMALL_ROUNDS, 20, folder))
         return time.perf_counter() - start_s
-
-
-@contextmanager
-def own_cluster() -> Iterator[None]:
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-        _system_config=AT_PAR,
-    )
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def config_of(scale: Scale, num_rounds: int, folder: str) -> Config:

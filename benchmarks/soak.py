@@ -18,18 +18,8 @@ from typing import NamedTuple
 
 import psutil
 from harness import Row, parser, report
+from processes import short_run, title_of
 
-_QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
-_OVERRIDES = [
-    "method.local_steps=1",
-    "method.batch_size=2",
-    "data.num_train=60",
-    "data.num_eval=8",
-    "tracking.wandb=off",
-    "engine.name=torch",
-    "workers.num=2",
-    "checkpoint.every=20",
-]
 _SAMPLE_S = 0.5
 
 
@@ -50,8 +40,8 @@ def main() -> None:
 
 def samples_of(out: Path, num_rounds: int) -> dict[str, list[Sample]]:
     """By process, while the rounds go on."""
-    command = [sys.executable, "-m", "parablock_ray", "run", str(_QUICKSTART), *_OVERRIDES]
-    driver = psutil.Popen([*command, f"method.rounds={num_rounds}", f"out={out}"], stdout=subprocess.DEVNULL)
+    command = short_run(out, f"method.rounds={num_rounds}", "workers.num=2", "checkpoint.every=20")
+    driver = psutil.Popen(command, stdout=subprocess.DEVNULL)
     samples: dict[str, list[Sample]] = defaultdict(list)
     while driver.poll() is None:
         if (out / "metrics.jsonl").exists() and not (out / "model").exists():
@@ -69,7 +59,7 @@ def samples_of(out: Path, num_rounds: int) -> dict[str, list[Sample]]:
 def _processes(driver: psutil.Popen) -> Iterator[tuple[str, psutil.Process]]:
     yield "driver", driver
     for process in driver.children(recursive=True):
-        title = next(iter(process.cmdline()), "")
+        title = title_of(process)
         if title.startswith(("ray::ClientActor", "ray::ServerActor")):
             kind = "worker" if "Client" in title else "server"
             yield f"{kind} {process.pid}", process
