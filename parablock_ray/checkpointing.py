@@ -91,18 +91,27 @@ class Completer:
 
 
 def find_resumed(folder: Path, config: Config) -> Resumed:
-    """The last usable checkpoint of the run in `folder`, which is to go on with `config`. Raises UserError."""
-    saved, wrong = newest(folder / FOLDER)
-    if saved is None:
+    """The last usable checkpoint of the run in `folder`, which is to go on with `config`. Raises UserError, also where
+    there is none."""
+    resumed, wrong = last_resumed(folder, config)
+    if resumed is None:
         why = f"no checkpoint can be used: {'; '.join(wrong)}" if wrong else "it has no checkpoint (checkpoint.every)"
         raise UserError(f"{folder}: {why}; delete the folder and run again")
+    return resumed
+
+
+def last_resumed(folder: Path, config: Config) -> tuple[Resumed | None, list[str]]:
+    """As above, None where there is none; and what is wrong with those that are damaged."""
+    saved, wrong = newest(folder / FOLDER)
+    if saved is None:
+        return None, wrong
     for damage in wrong:
         _logger.warning("damaged checkpoint: %s; going on from round %d", damage, saved.round)
     _check_same(saved, config)
     due = [round for round in range(saved.round + 1) if config.evaluation.is_due(round)]
     evaluations = _evaluations(folder / EVALUATIONS, due)
     lines, events = _events(folder / "events.jsonl", saved)
-    return Resumed(saved, lines, events, evaluations)
+    return Resumed(saved, lines, events, evaluations), wrong
 
 
 def rewind(folder: Path, resumed: Resumed | None) -> None:

@@ -20,21 +20,20 @@ def nobody(plan: RoundPlan) -> Sequence[Dropped]:
     return ()
 
 
-def late_by(config: Config, population: Population, shapes: Mapping[str, Tensor]) -> Late:
+def late_by(config: Config, pricing: Pricing, population: Population, shapes: Mapping[str, Tensor]) -> Late:
     """A plan's visits that `clients.deadline_s` or `clients.over_sample` leaves out.
 
     What counts are the seconds from the start of a client's training until its upload is in, with its line to itself:
     what it waits for before, and whom it meets on the way, is not its doing. `shapes`: the model's parameters by name.
     """
-    clients, step_s = config.clients, config.network.compute_s
-    assert step_s is not None, "the config says so: seconds must be given"
-    pricing, wire = Pricing(config), Wire.of(config.network)
+    clients, wire = config.clients, Wire.of(config.network)
     num_params = upload_params(config, population, shapes)
 
     def turnaround_s(plan: RoundPlan, visit: Visit) -> float:
-        link, one_step_s = pricing.links[visit.client], step_s[plan.block] if isinstance(step_s, list) else step_s
+        link, step_s = pricing.links[visit.client], pricing.step_s(plan.block)
+        assert step_s is not None, "the config says so: seconds must be given"
         num_bytes = wire.num_bytes(num_params(plan, visit))
-        return pricing.visit_s(visit.client, one_step_s) + link.up_s(num_bytes) + link.latency_s
+        return pricing.visit_s(visit.client, step_s) + link.up_s(num_bytes) + link.latency_s
 
     def late(plan: RoundPlan) -> Sequence[Dropped]:
         seconds = {visit.client: turnaround_s(plan, visit) for visit in plan.visits}

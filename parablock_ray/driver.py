@@ -93,11 +93,11 @@ def _carry_out(config: Config, resumed: Resumed | None) -> dict[str, Any]:
     console.print(split_line(config.data.split.name, data.report.labels), highlight=False, soft_wrap=True)
     console.print(padding_line(data, population, config), highlight=False, soft_wrap=True)
     tasks = final_tasks(config, prepared.context)
+    pricing = Pricing(config)  # reads its trace: before the folder is taken
     late: Late = nobody
     if config.clients.leaves_out_the_slow:
-        late = late_by(config, population, model_shapes(config.model.name))
+        late = late_by(config, pricing, population, model_shapes(config.model.name))
     participation = Participation(config.clients.min_participants, late, known_participation(config))
-    pricing = Pricing(config)  # reads its trace: before the folder is taken
     experiment = _Experiment(config, data, population, method, participation, pricing, tasks, console, made_with)
     with ExitStack() as cleanup:
         if resumed is None:
@@ -191,8 +191,7 @@ def prepare(config: Config) -> Prepared:
         for oddity in check_adapters(lora, shapes, config.clients.num, config.seed):
             _logger.warning(oddity)
     data = build_data(config.data, config.clients.num, config.seed, tokenizer, max_context(shape))
-    per_round = config.clients.per_round or config.clients.num
-    num_drawn, sampling = per_round + config.clients.over_sample, config.clients.sampling
+    num_drawn, sampling = config.clients.cohort_size + config.clients.over_sample, config.clients.sampling
     population = Population(data.clients.num_examples, num_drawn, config.seed, config.data.arrival, sampling)
     return Prepared(data, population, run_context(config, data, tokenizer, max_context(shape)))
 
@@ -207,8 +206,7 @@ def final_tasks(config: Config, context: Context) -> list[Task]:
 
 def ready_line(config: Config, num_workers: int, loss_before: float) -> str:
     """Who will do what, and where they start."""
-    per_round = config.clients.per_round or config.clients.num
-    who = f"{config.clients.num} client(s) on {num_workers} worker(s), {per_round} a round"
+    who = f"{config.clients.num} client(s) on {num_workers} worker(s), {config.clients.cohort_size} a round"
     return f"{who}; held-out loss {loss_before:.4f}"
 
 

@@ -46,6 +46,10 @@ class Pricing:
         """When everything in these rounds happens, with no overhead at all."""
         return simulate(loads, self.links, self._server, self._settings)
 
+    def step_s(self, block: int) -> float | None:
+        """Seconds of a local step as `network.compute_s` gives them; None: it leaves them to be measured."""
+        return self._step_s[block] if isinstance(self._step_s, list) else self._step_s
+
     def visit_s(self, client: int, step_s: float) -> float:
         """Seconds of a client's visit whose local steps take `step_s` seconds each on this machine."""
         return step_s * self._num_steps * (self._factors[client] if self._virtual else 1.0)
@@ -70,13 +74,10 @@ class Pricing:
     def _compute_s(self, measured: Span) -> float:
         if not self._virtual:
             return measured.end_s - measured.start_s
-        match self._step_s:
-            case None:
-                return (measured.end_s - measured.start_s) * self._factors[measured.client]
-            case list():
-                return self.visit_s(measured.client, self._step_s[measured.block])
-            case float():
-                return self.visit_s(measured.client, self._step_s)
+        step_s = self.step_s(measured.block)
+        if step_s is None:
+            return (measured.end_s - measured.start_s) * self._factors[measured.client]
+        return self.visit_s(measured.client, step_s)
 
 
 def by_round(events: Iterable[Event]) -> Iterator[tuple[Committed, list[Span]]]:

@@ -3,12 +3,10 @@
 import logging
 from pathlib import Path
 
-from parablock_ray.checkpoint import newest
-from parablock_ray.checkpointing import Resumed, find_resumed, rewind
+from parablock_ray.checkpointing import Resumed, last_resumed, rewind
 from parablock_ray.config import Config
 from parablock_ray.errors import ProcessDied, RunFailed
 from parablock_ray.participation import Participation
-from parablock_ray.training.checkpoints import FOLDER
 
 _logger = logging.getLogger(__name__)
 
@@ -29,7 +27,7 @@ def recover(death: ProcessDied, config: Config, num_replays: int, participation:
         participation.lose(death.clients, str(death))
     participation.roll_back()
     folder = Path(config.out)
-    resumed = None if newest(folder / FOLDER)[0] is None else find_resumed(folder, config)
+    resumed, _ = last_resumed(folder, config)
     rewind(folder, resumed)
     first = 0 if resumed is None else resumed.saved.round + 1
     _logger.warning("%s; going on from round %d", told, first)

@@ -86,14 +86,14 @@ class _Blocks:
     """The method's own server on a model of shapes: it keeps the book already."""
 
     def __init__(self, config: Config, population: Population, shapes: Mapping[str, Tensor], wire: Wire) -> None:
-        self._blocks = trained_layout(config, shapes).blocks
+        self._upload_params = upload_params(config, population, shapes)
         self._server = make_server(config.method, population, shapes, wire, cut_through=False)
 
     def open(self, plan: RoundPlan) -> None:
         self._server.open(plan)
 
     def of(self, plan: RoundPlan, visit: Visit) -> VisitSizes:
-        block = self._blocks[plan.block].num_params
+        block = self._upload_params(plan, visit)
         return VisitSizes(block, block, self._server.catch_up_params(visit.client, plan.round))
 
 

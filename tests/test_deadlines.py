@@ -10,6 +10,7 @@ from parablock_ray.algorithms.population import Population
 from parablock_ray.config import Config, load_config
 from parablock_ray.deadlines import late_by
 from parablock_ray.errors import RunFailed, UserError
+from parablock_ray.pricing import Pricing
 from parablock_ray.reprice import reprice
 from tests.runtime.federation import QUICKSTART, SHORT, rows, run_tiny
 
@@ -41,9 +42,8 @@ def config(tmp_path: Path, *overrides: str) -> Config:
 )
 def test_against_hand_computed_seconds(tmp_path, overrides, late):
     visits = tuple(Visit(client, 10, 10, 0.25) for client in FEW_MBPS)
-    dropped = late_by(config(tmp_path, *overrides), Population((10,) * 4, 4, 0), SHAPES)(
-        RoundPlan(3, 0, 2, visits, 0.1)
-    )
+    late_of = config(tmp_path, *overrides)
+    dropped = late_by(late_of, Pricing(late_of), Population((10,) * 4, 4, 0), SHAPES)(RoundPlan(3, 0, 2, visits, 0.1))
     assert {each.client: each.detail for each in dropped} == late
     assert {(each.round, each.why) for each in dropped} <= {(3, "late")}
 

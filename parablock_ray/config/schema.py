@@ -56,10 +56,10 @@ class ClientsConfig(Strict):
                 f"over_sample ({self.over_sample}) is drawn beyond per_round ({self.per_round}), and both together "
                 f"must be at most num ({self.num})"
             )
-        if self.min_participants > (self.per_round or self.num):
+        if self.min_participants > self.cohort_size:
             raise ValueError(
                 f"min_participants ({self.min_participants}) must be at most the clients of a round "
-                f"({self.per_round or self.num})"
+                f"({self.cohort_size})"
             )
         return self
 
@@ -71,6 +71,11 @@ class ClientsConfig(Strict):
                 f"clients.num = {self.num} (got {self.per_round or 'none, which is all'})"
             )
         return self
+
+    @property
+    def cohort_size(self) -> int:
+        """How many clients a round is for."""
+        return self.per_round or self.num
 
     @property
     def leaves_out_the_slow(self) -> bool:

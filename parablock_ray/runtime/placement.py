@@ -62,8 +62,7 @@ def placement(config: Config, nodes: Sequence[NodeResources], measured: ProcessM
     gpus_each = _share(config.workers, sharing)
     memory_bytes = int(measured.host_bytes * _MARGIN) if measured is not None else 0
     capacity = sum(_room(node, threads, sharing if gpus_each else None, memory_bytes) for node in nodes)
-    cohort = config.clients.per_round or config.clients.num
-    num_workers = min(capacity, cohort) if num_asked == "auto" else num_asked
+    num_workers = min(capacity, config.clients.cohort_size) if num_asked == "auto" else num_asked
     if not 1 <= num_workers <= capacity:
         each = f"{threads} threads and {gpus_each:g} GPUs"
         has = f"{num_cpus} CPUs and {num_gpus} GPUs"
