@@ -113,7 +113,7 @@ class FailingEvaluator(EvaluatorActor):
 def test_an_evaluator_that_fails_ends_the_run(cluster, tmp_path, monkeypatch, actor, said):
     monkeypatch.setattr(cluster_module, "EvaluatorActor", actor)
     with pytest.raises(RunFailed, match=said):
-        run_tiny(tmp_path / "run", [*FAST, "evaluation.every=1", "workers.num=1"])
+        run_tiny(tmp_path / "run", [*FAST, "evaluation.every=1", "workers.num=1", "clients.on_death=fail"])
 
 
 class SlowClock:
