@@ -129,6 +129,8 @@ def test_one_round_of_every_run_for_a_cpu(
     assert (tmp_path / "run" / "summary.json").is_file()
 
 
-@pytest.mark.parametrize(("sweep", "num_runs"), [("results_small", 42), ("results_step_size", 24), ("results_smollm2", 18)])
+@pytest.mark.parametrize(
+    ("sweep", "num_runs"), [("results_small", 42), ("results_step_size", 24), ("results_smollm2", 18)]
+)
 def test_the_results_have_so_many_runs(sweep: str, num_runs: int) -> None:
     assert len(load_sweep(EXPERIMENTS / "sweeps" / f"{sweep}.yaml", None).runs) == num_runs
