@@ -7,7 +7,7 @@ from parablock_ray.errors import UserError
 from parablock_ray.reporting.page import render
 from parablock_ray.reporting.progress import measures_in
 from parablock_ray.reporting.runs import Gathered, compared_with, control_of, gather, warnings
-from parablock_ray.reporting.tables import main_table, markdown, write_csv
+from parablock_ray.reporting.tables import along_table, main_table, markdown, write_csv
 
 
 def make_report(
@@ -23,7 +23,8 @@ def make_report(
         write_csv(gathered.groups, controls, measure, csv_folder)
     if markdown_file is not None:
         notes = "".join(f"\n> {warning}\n" for warning in warnings(gathered))
-        _write(markdown_file, "--markdown", markdown(main_table(gathered.groups, controls, measure)) + notes)
+        tables = [made(gathered.groups, controls, measure) for made in (main_table, along_table)]
+        _write(markdown_file, "--markdown", "\n".join(map(markdown, tables)) + notes)
     return gathered
 
 

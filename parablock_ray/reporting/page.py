@@ -13,7 +13,7 @@ from parablock_ray.config import Config
 from parablock_ray.reporting.figures import final_losses, looks, loss_curves, times_to_loss
 from parablock_ray.reporting.progress import DESCRIBED, SMOOTHED_ROUNDS, TOLERANCE, measures_in
 from parablock_ray.reporting.runs import Gathered, Group, compared_with, versions_of, warnings
-from parablock_ray.reporting.tables import main_table, run_table, settings_table
+from parablock_ray.reporting.tables import along_table, main_table, run_table, settings_table
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ def render(gathered: Gathered, control: Group, title: str) -> str:
         control=control.label,
         looks=looks(groups),
         main_table=main_table(groups, controls, measures[0]),
+        along_table=along_table(groups, controls, measures[0]),
         curves=[plot for measure in measures for plot in loss_curves(groups, measure, mode)],
         ends=[final_losses(groups), times_to_loss(groups, controls, measures[0], mode)],
         target=DESCRIBED[measures[0]],

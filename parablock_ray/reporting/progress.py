@@ -12,6 +12,7 @@ Measure = Literal["held_out_loss", "loss"]  # of evaluations.jsonl, and of the t
 
 SMOOTHED_ROUNDS = 5  # the training loss is averaged over so many rounds, up to the one that is shown
 TOLERANCE = 0.01  # of the control's final loss
+STRETCHES = (0.25, 0.5, 0.75, 0.9)  # of the way that the control's loss goes: targets before its end
 
 DESCRIBED: Mapping[Measure, str] = {
     "held_out_loss": "held-out loss",
@@ -107,6 +108,19 @@ def seconds_to_loss(group: Group, control: Group, measure: Measure) -> Mapping[i
         for seed, run in group.by_seed.items()
         if seed in control.by_seed
     }
+
+
+def seconds_along(group: Group, control: Group, measure: Measure, stretch: float) -> Mapping[int, float | None]:
+    """By seed, of those that the control has too: seconds until the loss is first where the control's is after
+    `stretch` (0 to 1) of its way from the held-out loss before round 0, or from its first training loss, to its end.
+    None where it never is."""
+    targets = {}
+    for seed in group.by_seed.keys() & control.by_seed.keys():
+        run = control.by_seed[seed]
+        loss = curve(run, measure).loss
+        start = run.summary["loss_before"] if measure == "held_out_loss" else loss[0]
+        targets[seed] = start + stretch * (loss[-1] - start)
+    return {seed: _first_below(curve(group.by_seed[seed], measure), target) for seed, target in sorted(targets.items())}
 
 
 def _first_below(of_run: Curve, target: float) -> float | None:

@@ -10,7 +10,7 @@ from rich.filesize import decimal
 
 from parablock_ray.config import differing_keys
 from parablock_ray.errors import UserError
-from parablock_ray.reporting.progress import Measure, seconds_to_loss
+from parablock_ray.reporting.progress import STRETCHES, Measure, seconds_along, seconds_to_loss
 from parablock_ray.reporting.runs import NOT_IN_A_GROUP, Group, ReportedRun
 from parablock_ray.reporting.statistics import PairedDifference, Spread, paired_difference, spread
 
@@ -81,6 +81,37 @@ def _reached(seconds: Sequence[float | None]) -> str:
         return "never" if seconds else ""
     share = "" if len(times) == len(seconds) else f" ({len(times)} of {len(seconds)} seeds)"
     return _spread(spread(times), 1) + share
+
+
+def along_table(groups: Sequence[Group], controls: Mapping[str, Group], measure: Measure) -> Table:
+    """A row a group: seconds to losses on the control's way, and in brackets how many times as fast it was there."""
+    return [
+        {
+            "runs": group.label,
+            **{
+                f"seconds to {stretch:.0%}": _along(group, controls[group.label], measure, stretch)
+                for stretch in STRETCHES
+            },
+        }
+        for group in groups
+    ]
+
+
+def _along(group: Group, control: Group, measure: Measure, stretch: float) -> str:
+    own = seconds_along(group, control, measure, stretch)
+    reached = _reached(list(own.values()))
+    speed_up = None if group is control else speed_up_along(own, seconds_along(control, control, measure, stretch))
+    return reached if speed_up is None else f"{reached} ({speed_up:.2f}x)"
+
+
+def speed_up_along(own: Mapping[int, float | None], control: Mapping[int, float | None]) -> float | None:
+    """The mean over seeds of the control's seconds over one's own, where both got there; None where none did."""
+    ratios = [
+        other / seconds
+        for seed, seconds in own.items()
+        if seconds is not None and (other := control.get(seed)) is not None
+    ]
+    return statistics.fmean(ratios) if ratios else None
 
 
 def settings_table(groups: Sequence[Group]) -> Table:
@@ -154,6 +185,10 @@ def _group_numbers(group: Group, control: Group, measure: Measure) -> Mapping[st
         difference = paired_difference(_by_seed(group, key), _by_seed(control, key))
         row[f"{key}_difference"] = difference and difference.mean
         row[f"{key}_difference_half_width"] = difference and difference.half_width
+    for stretch in STRETCHES:
+        along = seconds_along(group, control, measure, stretch)
+        of_control = seconds_along(control, control, measure, stretch)
+        row[f"speed_up_at_{stretch * 100:.0f}_percent"] = speed_up_along(along, of_control)
     return {
         **row,
         "num_paired_seeds": len(reached),

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from parablock_ray.reporting.progress import curve, mean_curve, measures_in, seconds_to_loss
+from parablock_ray.reporting.progress import curve, mean_curve, measures_in, seconds_along, seconds_to_loss
 from parablock_ray.reporting.runs import gather
 from tests.reporting.folders import run_folder, sweep_folder
 
@@ -57,6 +57,17 @@ def test_seconds_to_the_loss_at_which_the_control_ends_with_the_same_seed(tmp_pa
     # The control gets there when it ends, unless it was within 1 % before: 60 s; ParaBlock goes lower, 6 s a round.
     assert seconds_to_loss(control, control, "loss") == {0: 60.0, 1: 60.0}
     assert seconds_to_loss(overlapped, control, "loss") == {0: 36.0, 1: 36.0}
+
+
+def test_seconds_along_the_control_s_way_start_from_the_loss_before_round_0(tmp_path: Path) -> None:
+    losses, before = [3.0] * 4, 4.0  # the folder's loss_before
+    control = run_folder(tmp_path / "control", "method.name=fedbcd", losses=losses, held_out=[3.0, 2.0, 1.0, 0.0])
+    other = run_folder(tmp_path / "other", losses=losses, held_out=[3.5, 1.9, 1.9, 1.9], round_s=5)
+    controls, others = gather([control, other]).groups
+    assert controls.runs[0].summary["loss_before"] == before
+    assert seconds_along(controls, controls, "held_out_loss", 0.5) == {0: 20.0}  # of 4 to 0: at 2
+    assert seconds_along(others, controls, "held_out_loss", 0.5) == {0: 10.0}
+    assert seconds_along(others, controls, "held_out_loss", 0.75) == {0: None}
 
 
 def test_a_run_that_never_gets_there_has_none_and_one_percent_is_near_enough(tmp_path: Path) -> None:
