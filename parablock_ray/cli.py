@@ -74,10 +74,10 @@ def resume(
 def validate(config: ConfigPath, overrides: Overrides = None) -> None:
     """Check CONFIG and say what it would run, without loading a model."""
     with _exit_codes():
-        from parablock_ray.network.links import client_links
+        from parablock_ray.named_files import check_files
 
         checked = load_config(config, overrides or [])
-        client_links(checked.network, checked.clients.num, checked.seed)  # reads network.trace
+        check_files(checked)
         typer.echo(f"OK: {_described(checked)}")
 
 

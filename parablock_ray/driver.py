@@ -31,7 +31,8 @@ from parablock_ray.evaluation.results import as_json, result_table
 from parablock_ray.evaluation.tasks import Context, Task, load_tasks
 from parablock_ray.lock import locked
 from parablock_ray.lora_measures import lora_measures
-from parablock_ray.participation import Participation, known_participation
+from parablock_ray.named_files import known_participation
+from parablock_ray.participation import Participation
 from parablock_ray.pricing import Pricing, VirtualBook, price
 from parablock_ray.recovery import recover
 from parablock_ray.reporting.command import make_report

@@ -32,6 +32,7 @@ RANKS = {
     "pricing": 3,
     "reporting": 3,
     "sizes": 3,
+    "named_files": 3,
     "network": 2,
     "algorithms": 2,
     "tracking": 2,
@@ -48,7 +49,7 @@ ONLY_IN = (
     | {library: {"training", "evaluation"} for library in ("transformers", "datasets", "reasoning_gym")}
     | {library: {"evaluation"} for library in ("rouge_score", "nltk", "langdetect", "lm_eval")}
 )
-NO_TORCH = {"cli", "jobs", "sweeping", "reporting", "network", "tracking", "config", "errors"}
+NO_TORCH = {"cli", "jobs", "sweeping", "reporting", "network", "tracking", "named_files", "config", "errors"}
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 
