@@ -35,11 +35,12 @@ from parablock_ray.named_files import known_participation
 from parablock_ray.participation import Participation
 from parablock_ray.pricing import Pricing, VirtualBook, price
 from parablock_ray.recovery import recover
-from parablock_ray.reporting.command import make_report
+from parablock_ray.reporting.command import page_of_run
 from parablock_ray.runtime import RunSetup, Runtime, make_runtime, runtime_sinks
 from parablock_ray.stopping import stop_requests
 from parablock_ray.tracking.client_split import split_figure, split_line
 from parablock_ray.tracking.events import Dropped, Event, as_row
+from parablock_ray.tracking.full_disk import RESUME, told_if_full
 from parablock_ray.tracking.kept_ranks import kept_ranks, rank_figure, write_rank_table
 from parablock_ray.tracking.rounds import RoundBook
 from parablock_ray.tracking.sinks import Sink, open_sinks
@@ -124,7 +125,8 @@ def _attempt(experiment: _Experiment, resumed: Resumed | None, num_replays: int)
         for sink in sinks:
             cleanup.callback(sink.close)
         cleanup.callback(runtime.close)  # what comes last here closes first
-        split_figure(experiment.data.report.labels).savefig(out / "clients.svg", format="svg")
+        with told_if_full(out / "clients.svg", "start again"):
+            split_figure(experiment.data.report.labels).savefig(out / "clients.svg", format="svg")
         console.print(f"starting {config.runtime} with {config.model.name}", highlight=False)
         info = runtime.start()
         loss_before = runtime.evaluate() if resumed is None else resumed.loss_before
@@ -141,7 +143,8 @@ def _attempt(experiment: _Experiment, resumed: Resumed | None, num_replays: int)
         completer = Completer(runtime.complete_checkpoint, config, loss_before, num_done)
         events, rows = run_rounds(method, participation, runtime, book, sinks, completer, told)
         loss_after = finite(runtime.evaluate())
-        final = runtime.finish(out / "model")
+        with told_if_full(out / "model", RESUME):
+            final = runtime.finish(out / "model")
         timeline, priced = price(events, pricing)
         write_trace(out, config, priced if virtual else events)
         write_kept_ranks(out, events)
@@ -170,7 +173,7 @@ def _attempt(experiment: _Experiment, resumed: Resumed | None, num_replays: int)
         runtime.close()  # its processes give their memory back before another model is loaded
         judge_run(experiment.tasks, out, config, console, sinks)
         if config.tracking.wandb != "off":  # W&B takes it along
-            make_report([out], out / "report.html", control=None, csv_folder=None, markdown_file=None)
+            write_page(out)
         return summary
 
 
@@ -294,7 +297,8 @@ def judge_run(tasks: Sequence[Task], out: Path, config: Config, console: Console
     console.print(f"judging the model on {', '.join(task.name for task in tasks)}", highlight=False)
     results = judge_folder(tasks, out / "model", config)
     console.print(result_table(results))
-    write_outputs(out / "evaluation", results)
+    with told_if_full(out / "evaluation", f"parablock evaluate {out}"):
+        write_outputs(out / "evaluation", results)
     for sink in sinks:
         sink.final_evaluation(as_json(results))
 
@@ -303,16 +307,26 @@ def write_trace(out: Path, config: Config, events: Sequence[Event]) -> None:
     """`trace.json` for Perfetto, `timeline.svg` for a quick look."""
     about = f"{config.name}: {config.method.name}, network.mode {config.network.mode}"
     trace = chrome_trace(events, {"run": about}, with_server=config.network.mode != "virtual")
-    (out / "trace.json").write_text(json.dumps(trace) + "\n", "utf-8")
-    (out / "timeline.svg").write_text(gantt_svg(events, about), "utf-8")
+    picture = gantt_svg(events, about)
+    with told_if_full(out, RESUME):
+        (out / "trace.json").write_text(json.dumps(trace) + "\n", "utf-8")
+        (out / "timeline.svg").write_text(picture, "utf-8")
 
 
 def write_kept_ranks(out: Path, events: Sequence[Event]) -> None:
     """`ranks.csv` and `ranks.svg`, of methods that cut."""
     by_round = kept_ranks(events)
     if by_round:
-        write_rank_table(by_round, out / "ranks.csv")
-        rank_figure(by_round).savefig(out / "ranks.svg", format="svg")
+        with told_if_full(out, RESUME):
+            write_rank_table(by_round, out / "ranks.csv")
+            rank_figure(by_round).savefig(out / "ranks.svg", format="svg")
+
+
+def write_page(out: Path) -> None:
+    """`report.html`, of this run alone."""
+    page, file = page_of_run(out), out / "report.html"
+    with told_if_full(file, f"parablock report {out} --out {file}"):
+        file.write_text(page, "utf-8")
 
 
 def refuse_used_folder(out: Path) -> None:

@@ -323,6 +323,39 @@ def test_an_exception_in_training_is_told_with_its_traceback(tmp_path, monkeypat
     assert "in explode\n" in said
 
 
+@pytest.mark.parametrize(
+    ("blocked", "told", "then", "overrides"),
+    [
+        ("trace.json", "", "parablock resume", []),
+        ("ranks.svg", "", "parablock resume", ["method={name: florist, lora: {ranks: 2}}"]),
+        (
+            "uploads/round-00000.safetensors",
+            "/uploads",
+            "parablock resume",
+            ["method={name: flora, lora: {ranks: 2}, keep_uploads: true}"],
+        ),
+        ("model/model.safetensors", "/model", "parablock resume", []),
+        ("evaluation.json", "/evaluation.json", "parablock evaluate {out}", ["evaluation.tasks=[held_out]"]),
+        ("evaluation/held_out.jsonl", "/evaluation", "parablock evaluate {out}", ["evaluation.tasks=[held_out]"]),
+        (
+            "report.html",
+            "/report.html",
+            "parablock report {out} --out {out}/report.html",
+            ["tracking.wandb=offline"],
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) and "." in value else "",
+)
+def test_what_cannot_be_written_ends_the_run_and_is_named(tmp_path, blocked, told, then, overrides):
+    """A folder in a file's place stands for the full disk."""
+    out = tmp_path / "run"
+    (out / blocked).mkdir(parents=True)
+    said = failed(invoke(out, *SMALL, *overrides, "method.rounds=1", "engine.name=torch"), 1)
+    assert said.startswith(f"{out}{told}: cannot be written to: ")
+    assert said.endswith(f"; make room, then {then.format(out=out)}\n")
+    assert len(said.splitlines()) == 1
+
+
 # ---- the same on Ray
 
 
