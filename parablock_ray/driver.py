@@ -24,7 +24,7 @@ from parablock_ray.algorithms.population import Population
 from parablock_ray.checkpoint import newest
 from parablock_ray.checkpointing import Completer, Resumed
 from parablock_ray.config import Config, save_resolved
-from parablock_ray.deadlines import Late, late_by, nobody
+from parablock_ray.deadlines import late_by, nobody
 from parablock_ray.errors import ProcessDied, RunFailed, Stopped, UserError
 from parablock_ray.evaluation.command import judge_folder, run_context, write_outputs
 from parablock_ray.evaluation.results import as_json, result_table
@@ -32,7 +32,7 @@ from parablock_ray.evaluation.tasks import Context, Task, load_tasks
 from parablock_ray.lock import locked
 from parablock_ray.lora_measures import lora_measures
 from parablock_ray.named_files import known_participation
-from parablock_ray.participation import Participation
+from parablock_ray.participation import Late, Participation
 from parablock_ray.pricing import Pricing, VirtualBook, price
 from parablock_ray.recovery import recover
 from parablock_ray.reporting.command import page_of_run

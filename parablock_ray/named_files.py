@@ -38,7 +38,7 @@ def known_participation(config: Config) -> list[Dropped]:
     path = Path(config.clients.participation)
     try:
         events = [from_row(json.loads(line)) for line in path.read_text("utf-8").splitlines()]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(
             f"clients.participation: {path} cannot be read ({error}); name the events.jsonl of a run"
         ) from None

@@ -2,12 +2,14 @@
 are a function of."""
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from parablock_ray.algorithms.base import RoundPlan
-from parablock_ray.deadlines import Late
 from parablock_ray.errors import RunFailed
 from parablock_ray.tracking.events import Committed, Dropped, Event
+
+Late = Callable[[RoundPlan], Sequence[Dropped]]
+"""Who of a plan is too slow for its round (`deadlines.py`)."""
 
 
 class Participation:
