@@ -21,7 +21,11 @@ Row = Mapping[str, Any]
 NOT_IN_A_GROUP = CHANGE_NO_VALUE | {"seed"}  # runs that differ in these only are of one group
 
 # Runs that differ in one of these did not do the same task, so their losses or seconds must not be compared.
-_ONE_TASK = ("model.name", "data.source", "data.tasks", "data.num_train", "data.num_eval", "network.mode")
+_ONE_TASK = (
+    *("model.name", "model.dtype"),
+    *("data.source", "data.tasks", "data.num_train", "data.num_eval", "data.template", "data.max_length"),
+    "network.mode",
+)
 
 
 @dataclass(frozen=True)
