@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from parablock_ray.config import Config
-from parablock_ray.config.presets import PRESETS
+from parablock_ray.config.presets import DATASETS
 from parablock_ray.config.sweep import SweepFile
 from parablock_ray.tracking.events import Committed, Span
 from parablock_ray.tracking.rounds import RoundBook
@@ -91,9 +91,9 @@ def test_every_method_is_named(document: str) -> None:
     assert [name for name in method_names() if f"`{name}`" not in text] == []
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", DATASETS)
 def test_every_preset_is_documented_with_its_licence(name: str) -> None:
-    preset = PRESETS[name]
+    preset = DATASETS[name]
     lines = (ROOT / "docs" / "data.md").read_text("utf-8").splitlines()
     [row] = [line for line in lines if line.startswith(f"| `{name}`")]
     assert f"`{preset.hub_name}`" in row
