@@ -24,6 +24,7 @@ from parablock_ray.runtime.client import ClientActor
 from parablock_ray.training.data import build_data
 from parablock_ray.training.model import load_model, load_tokenizer, save_model, weights_sha256
 from tests.runtime.federation import QUICKSTART, SHORT, rows
+from tests.test_docs import described
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
@@ -35,6 +36,7 @@ RUN_FILES = {
     "summary.json",
     "trace.json",
     "timeline.svg",
+    "model",
 }
 SMALL = ["clients.num=2", "data.split=iid", "method.rounds=2", "data.num_train=8"]
 TOO_FAST = ["method.local_optimizer=sgd", "method.lr=1e30", "method.local_steps=2"]  # NaN from the second step on
@@ -55,7 +57,7 @@ def failed(result: Result, exit_code: int) -> str:
 
 
 def files(folder: Path) -> set[str]:
-    return {path.name for path in folder.glob("*.*")}
+    return {path.name for path in folder.iterdir()}
 
 
 # ---- a run that ends well
@@ -116,6 +118,8 @@ def test_the_summary_is_complete(summary):
     assert re.fullmatch("[0-9a-f]{64}", summary["weights_sha256"])
     assert summary["peak_rss_bytes"]["driver"] > 10**8
     assert summary["versions"]["torch"] == torch.__version__
+    of_lora = {name for name in described("summary.json") if name.startswith("lora_")}
+    assert summary.keys() == described("summary.json").keys() - of_lora
 
 
 def block_params(block: int, model: torch.nn.Module) -> int:
