@@ -143,7 +143,7 @@ def _attempt(experiment: _Experiment, resumed: Resumed | None, num_replays: int)
         completer = Completer(runtime.complete_checkpoint, config, loss_before, num_done)
         events, rows = run_rounds(method, participation, runtime, book, sinks, completer, told)
         loss_after = finite(runtime.evaluate())
-        with told_if_full(out / "model", RESUME):
+        with told_if_full(out, RESUME):
             final = runtime.finish(out / "model")
         timeline, priced = price(events, pricing)
         write_trace(out, config, priced if virtual else events)

@@ -338,7 +338,13 @@ def test_an_exception_in_training_is_told_with_its_traceback(tmp_path, monkeypat
             "parablock resume",
             ["method={name: flora, lora: {ranks: 2}, keep_uploads: true}"],
         ),
-        ("model/model.safetensors", "/model", "parablock resume", []),
+        ("model/model.safetensors", "", "parablock resume", []),
+        (
+            "adapter/adapter_model.safetensors",
+            "",
+            "parablock resume",
+            ["method={name: fedit, lora: {ranks: 2}}"],
+        ),
         ("evaluation.json", "/evaluation.json", "parablock evaluate {out}", ["evaluation.tasks=[held_out]"]),
         ("evaluation/held_out.jsonl", "/evaluation", "parablock evaluate {out}", ["evaluation.tasks=[held_out]"]),
         (

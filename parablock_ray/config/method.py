@@ -1,7 +1,8 @@
 """`method:`: one model per method, told apart by `method.name`.
 
-To add a method: a config class here, added to `MethodConfig`, and an entry in
-`parablock_ray.algorithms.methods.METHODS`. A test asserts that both know the same names.
+To add a method that trains blocks: a config class here, added to `MethodConfig`, and an entry in
+`parablock_ray.algorithms.methods.METHODS`. A test asserts that both know the same names. For
+federated LoRA see `lora.py`.
 """
 
 from typing import Annotated, ClassVar, Literal

@@ -19,7 +19,7 @@ def write_uploads(run_folder: Path, round: int, uploads: Mapping[int, Tensor]) -
     with told_if_full(folder, RESUME):
         folder.mkdir(exist_ok=True)
         by_name = {str(client): upload for client, upload in uploads.items()}
-        save_tensors(by_name, folder / f"round-{round:05}.safetensors")
+        save_tensors(by_name, folder / f"round-{round:05}.safetensors", None)
 
 
 def read_uploads(run_folder: Path, num_rounds: int) -> Iterator[Mapping[int, Tensor]]:
