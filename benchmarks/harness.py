@@ -4,9 +4,8 @@ import argparse
 import json
 import os
 import platform
-import statistics
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -38,11 +37,6 @@ def parser(description: str) -> argparse.ArgumentParser:
 def note(text: str) -> None:
     """Something for people only, while the benchmark goes on: stdout belongs to the figures."""
     print(text, file=sys.stderr, flush=True)
-
-
-def median_of(measure: Callable[[], float], num_times: int) -> float:
-    """The middle of several measurements: one disturbed among them does not move it."""
-    return statistics.median(measure() for _ in range(num_times))
 
 
 def report(rows: Iterable[Row], as_json: bool) -> None:

@@ -51,12 +51,17 @@ def begin(root: Path, round: int) -> Path:
 def write_tensors(folder: Path, file: str, tensors: Mapping[str, Tensor]) -> str:
     """Write the tensors (on the CPU, contiguous, none sharing memory) through to the disk; the file's sha256. Raises
     OSError."""
-    try:
-        save_file(dict(tensors), folder / file)
-    except SafetensorError as error:  # which is what it makes of an OSError
-        raise OSError(f"{file}: {error}") from None
+    save_tensors(tensors, folder / file, None)
     sync(folder / file)
     return _sha256(folder / file)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], file: Path, metadata: dict[str, str] | None) -> None:
+    """`safetensors.torch.save_file` that raises OSError as any other writer does."""
+    try:
+        save_file(dict(tensors), file, metadata)
+    except SafetensorError as error:  # which is what it makes of an OSError
+        raise OSError(f"{file.name}: {error}") from None
 
 
 def complete(folder: Path, round: int, digests: Mapping[str, str], about: Mapping[str, Any]) -> Path:

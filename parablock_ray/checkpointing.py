@@ -11,7 +11,7 @@ from typing import Any
 
 from parablock_ray.checkpoint import Checkpoint, clear_unfinished, discard_after, newest, sync
 from parablock_ray.config import Config, differing_keys, fingerprint
-from parablock_ray.config.differences import CHANGE_NO_VALUE
+from parablock_ray.config.differences import CHANGE_NO_VALUE, WHO_DOES_IT
 from parablock_ray.errors import UserError
 from parablock_ray.tracking.evaluations import FILE as EVALUATIONS
 from parablock_ray.tracking.events import Committed, Event, Span, from_row
@@ -20,14 +20,6 @@ from parablock_ray.training.checkpoints import FOLDER
 _logger = logging.getLogger(__name__)
 
 Complete = Callable[[int, Mapping[str, Any]], None]  # `Runtime.complete_checkpoint`
-
-# Beside CHANGE_NO_VALUE; of the method's keys only `rounds`, upwards.
-_HARMLESS_KEYS = frozenset(
-    {
-        *("runtime", "workers.num", "workers.gpus_per_worker"),
-        *("clients.on_error", "clients.on_death", "clients.max_replays"),
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -144,11 +136,11 @@ def _check_same(saved: Checkpoint, config: Config) -> None:
     differing = differing_keys([before, config], ignoring=CHANGE_NO_VALUE)
     if config.method.rounds > before.method.rounds and config.method.lr_schedule == "constant":
         differing.pop("method.rounds", None)
-    told = [f"{key} was {old!r} (now {new!r})" for key, (old, new) in differing.items() if key not in _HARMLESS_KEYS]
+    told = [f"{key} was {old!r} (now {new!r})" for key, (old, new) in differing.items() if key not in WHO_DOES_IT]
     if told:
         raise UserError(
-            f"{config.out}: cannot be resumed as another run: {', '.join(told)}; allowed: another runtime or "
-            "workers.num, keys of checkpoint, evaluation and tracking, and more method.rounds if method.lr_schedule is "
+            f"{config.out}: cannot be resumed as another run: {', '.join(told)}; allowed are other values of "
+            f"{', '.join(sorted(CHANGE_NO_VALUE | WHO_DOES_IT))}, and more method.rounds if method.lr_schedule is "
             "constant"
         )
 

@@ -74,10 +74,10 @@ def resume(
 def validate(config: ConfigPath, overrides: Overrides = None) -> None:
     """Check CONFIG and say what it would run, without loading a model."""
     with _exit_codes():
-        from parablock_ray.network.links import client_links
+        from parablock_ray.named_files import check_files
 
         checked = load_config(config, overrides or [])
-        client_links(checked.network, checked.clients.num, checked.seed)  # reads network.trace
+        check_files(checked)
         typer.echo(f"OK: {_described(checked)}")
 
 
@@ -106,10 +106,8 @@ def data(
             console.print(line, highlight=False, soft_wrap=True)
         console.print(split_table(report.labels))
         if out is not None:
-            try:
+            with _writing("--out", out):
                 split_figure(report.labels).savefig(out, format="svg")
-            except OSError as error:
-                raise UserError(f"--out: cannot write to {out}: {error.strerror}") from None
             typer.echo(f"picture: {out}")
 
 
@@ -265,10 +263,8 @@ def reprice(
         console.width = max(console.width, MIN_WIDTH)
         console.print(repriced.table())
         timeline = out or folder / "repriced.json"
-        try:
+        with _writing("--out", timeline):
             timeline.write_text(json.dumps(repriced.trace) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"--out: cannot write to {timeline}: {error.strerror}") from None
         typer.echo(f"timeline: {timeline} (opens in ui.perfetto.dev)")
 
 
@@ -332,9 +328,11 @@ def evaluate(
             console.width = max(console.width, MIN_WIDTH)
             console.print(result_table(results))
         if out is not None:  # after what took long is shown: a file may be refused
-            write_json(out, found)
+            with _writing("--out", out):
+                write_json(out, found)
         if outputs is not None:
-            write_outputs(outputs, results)
+            with _writing("--outputs", outputs):
+                write_outputs(outputs, results)
 
 
 @app.command("lora-sweep")
@@ -387,6 +385,14 @@ def _exit_codes() -> Iterator[None]:
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)
         raise typer.Exit(130) from None
+
+
+@contextmanager
+def _writing(option: str, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{option}: cannot write to {path}: {error.strerror}") from None
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Who is too late for a round, on the virtual clock: known before the round begins."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -8,11 +8,10 @@ from parablock_ray.algorithms.base import RoundPlan, Visit
 from parablock_ray.algorithms.population import Population
 from parablock_ray.algorithms.wire import Wire
 from parablock_ray.config import Config
+from parablock_ray.participation import Late
 from parablock_ray.pricing import Pricing
 from parablock_ray.sizes import upload_params
 from parablock_ray.tracking.events import Dropped
-
-Late = Callable[[RoundPlan], Sequence[Dropped]]
 
 
 def nobody(plan: RoundPlan) -> Sequence[Dropped]:
@@ -23,17 +22,17 @@ def nobody(plan: RoundPlan) -> Sequence[Dropped]:
 def late_by(config: Config, pricing: Pricing, population: Population, shapes: Mapping[str, Tensor]) -> Late:
     """A plan's visits that `clients.deadline_s` or `clients.over_sample` leaves out.
 
-    What counts are the seconds from the start of a client's training until its upload is in, with its line to itself:
-    what it waits for before, and whom it meets on the way, is not its doing. `shapes`: the model's parameters by name.
+    What counts are the seconds from the start of a client's training until its upload is in, with its own line and the
+    server's to itself: what it waits for before, and whom it meets on the way, is not its doing. `shapes`: the model's
+    parameters by name.
     """
     clients, wire = config.clients, Wire.of(config.network)
     num_params = upload_params(config, population, shapes)
 
     def turnaround_s(plan: RoundPlan, visit: Visit) -> float:
-        link, step_s = pricing.links[visit.client], pricing.step_s(plan.block)
+        step_s = pricing.step_s(plan.block)
         assert step_s is not None, "the config says so: seconds must be given"
-        num_bytes = wire.num_bytes(num_params(plan, visit))
-        return pricing.visit_s(visit.client, step_s) + link.up_s(num_bytes) + link.latency_s
+        return pricing.arrival_s(visit.client, step_s, wire.num_bytes(num_params(plan, visit)))
 
     def late(plan: RoundPlan) -> Sequence[Dropped]:
         seconds = {visit.client: turnaround_s(plan, visit) for visit in plan.visits}

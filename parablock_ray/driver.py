@@ -24,21 +24,23 @@ from parablock_ray.algorithms.population import Population
 from parablock_ray.checkpoint import newest
 from parablock_ray.checkpointing import Completer, Resumed
 from parablock_ray.config import Config, save_resolved
-from parablock_ray.deadlines import Late, late_by, nobody
+from parablock_ray.deadlines import late_by, nobody
 from parablock_ray.errors import ProcessDied, RunFailed, Stopped, UserError
 from parablock_ray.evaluation.command import judge_folder, run_context, write_outputs
 from parablock_ray.evaluation.results import as_json, result_table
 from parablock_ray.evaluation.tasks import Context, Task, load_tasks
 from parablock_ray.lock import locked
 from parablock_ray.lora_measures import lora_measures
-from parablock_ray.participation import Participation, known_participation
+from parablock_ray.named_files import known_participation
+from parablock_ray.participation import Late, Participation
 from parablock_ray.pricing import Pricing, VirtualBook, price
 from parablock_ray.recovery import recover
-from parablock_ray.reporting.command import make_report
+from parablock_ray.reporting.command import page_of_run
 from parablock_ray.runtime import RunSetup, Runtime, make_runtime, runtime_sinks
 from parablock_ray.stopping import stop_requests
 from parablock_ray.tracking.client_split import split_figure, split_line
 from parablock_ray.tracking.events import Dropped, Event, as_row
+from parablock_ray.tracking.full_disk import RESUME, told_if_full
 from parablock_ray.tracking.kept_ranks import kept_ranks, rank_figure, write_rank_table
 from parablock_ray.tracking.rounds import RoundBook
 from parablock_ray.tracking.sinks import Sink, open_sinks
@@ -123,7 +125,8 @@ def _attempt(experiment: _Experiment, resumed: Resumed | None, num_replays: int)
         for sink in sinks:
             cleanup.callback(sink.close)
         cleanup.callback(runtime.close)  # what comes last here closes first
-        split_figure(experiment.data.report.labels).savefig(out / "clients.svg", format="svg")
+        with told_if_full(out / "clients.svg", "start again"):
+            split_figure(experiment.data.report.labels).savefig(out / "clients.svg", format="svg")
         console.print(f"starting {config.runtime} with {config.model.name}", highlight=False)
         info = runtime.start()
         loss_before = runtime.evaluate() if resumed is None else resumed.loss_before
@@ -140,7 +143,8 @@ def _attempt(experiment: _Experiment, resumed: Resumed | None, num_replays: int)
         completer = Completer(runtime.complete_checkpoint, config, loss_before, num_done)
         events, rows = run_rounds(method, participation, runtime, book, sinks, completer, told)
         loss_after = finite(runtime.evaluate())
-        final = runtime.finish(out / "model")
+        with told_if_full(out, RESUME):
+            final = runtime.finish(out / "model")
         timeline, priced = price(events, pricing)
         write_trace(out, config, priced if virtual else events)
         write_kept_ranks(out, events)
@@ -169,7 +173,7 @@ def _attempt(experiment: _Experiment, resumed: Resumed | None, num_replays: int)
         runtime.close()  # its processes give their memory back before another model is loaded
         judge_run(experiment.tasks, out, config, console, sinks)
         if config.tracking.wandb != "off":  # W&B takes it along
-            make_report([out], out / "report.html", control=None, csv_folder=None, markdown_file=None)
+            write_page(out)
         return summary
 
 
@@ -293,7 +297,8 @@ def judge_run(tasks: Sequence[Task], out: Path, config: Config, console: Console
     console.print(f"judging the model on {', '.join(task.name for task in tasks)}", highlight=False)
     results = judge_folder(tasks, out / "model", config)
     console.print(result_table(results))
-    write_outputs(out / "evaluation", results)
+    with told_if_full(out / "evaluation", f"parablock evaluate {out}"):
+        write_outputs(out / "evaluation", results)
     for sink in sinks:
         sink.final_evaluation(as_json(results))
 
@@ -302,16 +307,26 @@ def write_trace(out: Path, config: Config, events: Sequence[Event]) -> None:
     """`trace.json` for Perfetto, `timeline.svg` for a quick look."""
     about = f"{config.name}: {config.method.name}, network.mode {config.network.mode}"
     trace = chrome_trace(events, {"run": about}, with_server=config.network.mode != "virtual")
-    (out / "trace.json").write_text(json.dumps(trace) + "\n", "utf-8")
-    (out / "timeline.svg").write_text(gantt_svg(events, about), "utf-8")
+    picture = gantt_svg(events, about)
+    with told_if_full(out, RESUME):
+        (out / "trace.json").write_text(json.dumps(trace) + "\n", "utf-8")
+        (out / "timeline.svg").write_text(picture, "utf-8")
 
 
 def write_kept_ranks(out: Path, events: Sequence[Event]) -> None:
     """`ranks.csv` and `ranks.svg`, of methods that cut."""
     by_round = kept_ranks(events)
     if by_round:
-        write_rank_table(by_round, out / "ranks.csv")
-        rank_figure(by_round).savefig(out / "ranks.svg", format="svg")
+        with told_if_full(out, RESUME):
+            write_rank_table(by_round, out / "ranks.csv")
+            rank_figure(by_round).savefig(out / "ranks.svg", format="svg")
+
+
+def write_page(out: Path) -> None:
+    """`report.html`, of this run alone."""
+    page, file = page_of_run(out), out / "report.html"
+    with told_if_full(file, f"parablock report {out} --out {file}"):
+        file.write_text(page, "utf-8")
 
 
 def refuse_used_folder(out: Path) -> None:

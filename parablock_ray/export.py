@@ -94,7 +94,7 @@ def _writing(to: Path) -> Iterator[None]:
         to.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
-        raise UserError(f"--to: cannot write to {to}: {error.strerror}") from None
+        raise UserError(f"--to: cannot write to {to}: {error.strerror or error}") from None
 
 
 def _front_matter(run: FinishedRun, exported: Exported) -> Iterator[str]:

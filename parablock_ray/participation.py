@@ -1,17 +1,15 @@
 """Who takes part: the plans of a method, less those who are left out. The log of that is part of what a run's values
 are a function of."""
 
-import json
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from parablock_ray.algorithms.base import RoundPlan
-from parablock_ray.config import Config
-from parablock_ray.deadlines import Late
-from parablock_ray.errors import RunFailed, UserError
-from parablock_ray.tracking.events import Committed, Dropped, Event, from_row
+from parablock_ray.errors import RunFailed
+from parablock_ray.tracking.events import Committed, Dropped, Event
+
+Late = Callable[[RoundPlan], Sequence[Dropped]]
+"""Who of a plan is too slow for its round (`deadlines.py`)."""
 
 
 class Participation:
@@ -67,17 +65,3 @@ def require_enough(num_left: int, min_participants: int, last: Dropped) -> None:
             f"round {last.round}: {num_left} client(s) left, fewer than clients.min_participants = {min_participants}; "
             f"the last to drop out was client {last.client} ({last.why}: {last.detail})"
         )
-
-
-def known_participation(config: Config) -> list[Dropped]:
-    """What `clients.participation` says. Raises UserError."""
-    if config.clients.participation is None:
-        return []
-    path = Path(config.clients.participation)
-    try:
-        events = [from_row(json.loads(line)) for line in path.read_text("utf-8").splitlines()]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(
-            f"clients.participation: {path} cannot be read ({error}); name the events.jsonl of a run"
-        ) from None
-    return [replace(event, detail=f"as in {path}") for event in events if isinstance(event, Dropped)]

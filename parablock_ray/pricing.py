@@ -54,6 +54,16 @@ class Pricing:
         """Seconds of a client's visit whose local steps take `step_s` seconds each on this machine."""
         return step_s * self._num_steps * (self._factors[client] if self._virtual else 1.0)
 
+    def arrival_s(self, client: int, step_s: float, up_bytes: int) -> float:
+        """Seconds from the start of a client's visit until its whole upload is in, where nobody else sends. `step_s`:
+        as of `visit_s`."""
+        load = VisitLoad(client, 0, self.visit_s(client, step_s), up_bytes, down_bytes=0, catch_up_bytes=0)
+        # When all of it is in does not depend on when the server makes chunks of it public.
+        settings = replace(self._settings, exchange="store_and_forward")
+        link = {client: self.links[client]}
+        [round] = simulate([RoundLoad(0, -1, (load,))], link, self._server, settings).rounds
+        return round.visits[client].arrival_s
+
     def load(self, commit: Committed, spans: Iterable[Span]) -> RoundLoad:
         """What every client of a round computed and sent. `spans`: all of that round's."""
         by_visit = {(span.phase, span.client): span for span in spans}

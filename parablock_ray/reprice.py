@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from parablock_ray.config import Config, load_config
-from parablock_ray.config.network import CLIENT_KEYS, PRESETS, NetworkConfig
+from parablock_ray.config.network import CLIENT_KEYS, LINK_PRESETS, NetworkConfig
 from parablock_ray.errors import UserError
 from parablock_ray.pricing import Pricing, price
 from parablock_ray.tracking.compare import read_run
@@ -90,7 +90,7 @@ def _changes(config: Config, overrides: Sequence[str]) -> list[str]:
     for key in CLIENT_KEYS:
         if given.get("trace", "null") != "null":
             cleared[key] = NetworkConfig.model_fields[key].default
-    cleared |= PRESETS.get(given.get("preset", ""), {})
+    cleared |= LINK_PRESETS.get(given.get("preset", ""), {})
     return [*(f"network.{key}={json.dumps(value)}" for key, value in cleared.items()), *overrides]
 
 

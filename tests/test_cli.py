@@ -116,6 +116,15 @@ def test_validate_says_what_would_run(config: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "override", ["network.trace=none.csv", "clients.participation=none.jsonl"], ids=lambda text: text.partition("=")[0]
+)
+def test_validate_reads_the_files_that_it_can(config: str, override: str) -> None:
+    result = invoke("validate", config, "network.mode=virtual", override)
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"{override.partition('=')[0]}: ")
+
+
+@pytest.mark.parametrize(
     "arguments",
     [
         ["frobnicate"],

@@ -38,6 +38,10 @@ def config(tmp_path: Path, *overrides: str) -> Config:
             ["clients.per_round=2", "clients.over_sample=2", "clients.deadline_s=2"],
             {1: "3.000 s", 2: "5.000 s", 3: "9.000 s"},
         ),
+        # On the server's line the upload takes a second more, or, in four chunks, a quarter: that of the last one.
+        (["clients.deadline_s=6", "network.server_up_mbps=8"], {3: "10.000 s"}),
+        (["clients.deadline_s=5.9", "network.server_up_mbps=8"], {2: "6.000 s", 3: "10.000 s"}),
+        (["clients.deadline_s=5.2", "network.server_up_mbps=8", "network.chunk_mb=0.25"], {2: "5.250 s", 3: "9.250 s"}),
     ],
 )
 def test_against_hand_computed_seconds(tmp_path, overrides, late):
@@ -46,6 +50,18 @@ def test_against_hand_computed_seconds(tmp_path, overrides, late):
     dropped = late_by(late_of, Pricing(late_of), Population((10,) * 4, 4, 0), SHAPES)(RoundPlan(3, 0, 2, visits, 0.1))
     assert {each.client: each.detail for each in dropped} == late
     assert {(each.round, each.why) for each in dropped} <= {(3, "late")}
+
+
+@pytest.mark.parametrize("exchange", ["store_and_forward", "cut_through"])
+def test_without_a_limit_at_the_server_it_is_the_plain_sum(tmp_path, exchange):
+    """To the last bit, whatever the chunks."""
+    drawn = ["network.latency_ms={dist: uniform, low: 1, high: 90}", "network.compute_factor=1.7"]
+    drawn += ["network.trace=null", "network.up_mbps={dist: lognormal, median: 7, sigma: 1}", "clients.num=40"]
+    pricing = Pricing(config(tmp_path, *drawn, f"network.exchange={exchange}", "network.chunk_mb=0.01"))
+    for client, link in pricing.links.items():
+        for num_bytes in (1, 10_000, 1_234_567):
+            plain = pricing.visit_s(client, 0.123) + link.up_s(num_bytes) + link.latency_s
+            assert pricing.arrival_s(client, 0.123, num_bytes) == plain
 
 
 SLOW = ["network.mode=virtual", "network.compute_s=0.1", "network.up_mbps={dist: lognormal, median: 5, sigma: 1}"]

@@ -14,9 +14,10 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from parablock_ray.config import Config
-from parablock_ray.config.presets import PRESETS
+from parablock_ray.config.differences import CHANGE_NO_VALUE, WHO_DOES_IT
+from parablock_ray.config.presets import DATASETS
 from parablock_ray.config.sweep import SweepFile
-from parablock_ray.tracking.events import Committed, Span
+from parablock_ray.tracking.events import Committed, Dropped, KeptRank, Span
 from parablock_ray.tracking.rounds import RoundBook
 from tests.config.names import method_names
 
@@ -91,9 +92,9 @@ def test_every_method_is_named(document: str) -> None:
     assert [name for name in method_names() if f"`{name}`" not in text] == []
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", DATASETS)
 def test_every_preset_is_documented_with_its_licence(name: str) -> None:
-    preset = PRESETS[name]
+    preset = DATASETS[name]
     lines = (ROOT / "docs" / "data.md").read_text("utf-8").splitlines()
     [row] = [line for line in lines if line.startswith(f"| `{name}`")]
     assert f"`{preset.hub_name}`" in row
@@ -105,10 +106,43 @@ def test_every_field_of_a_run_folder_is_documented() -> None:
     book = RoundBook(num_rounds=1)
     book.add(Span("compute", 0, 0, client=0, worker=0, start_s=0.0, end_s=1.0, loss=1.0))
     book.add(Span("download", 0, 0, client=0, worker=0, start_s=1.0, end_s=2.0))
-    [metrics] = book.add(Committed(0, 0, 1.0, (0,), weights=(1.0,), num_examples=1, update_norm=1.0, server_s=0.1))
-    names = {*metrics, *(field.name for event in (Span, Committed) for field in fields(event))}
+    kept = KeptRank("layers.0.q_proj", 1, 0.9, (1.0,))
+    [metrics] = book.add(Committed(0, 0, 1.0, (0,), (1.0,), 1, update_norm=1.0, server_s=0.1, kept_ranks=(kept,)))
+    assert metrics.keys() == set(described("metrics.jsonl"))
+    events = described("events.jsonl")
+    of_events = {field.name for event in (Span, Committed, Dropped) for field in fields(event)}
+    assert of_events == set(events) - {"event"}
+    assert [field.name for field in fields(KeptRank) if f"`{field.name}`" not in events["kept_ranks"]] == []
+
+
+def described(part: str) -> dict[str, str]:
+    """Name → the row that describes it, of the tables under a heading of docs/run-folder.md."""
     text = (ROOT / "docs" / "run-folder.md").read_text("utf-8")
-    assert [name for name in sorted(names) if f"`{name}`" not in text] == []
+    [section] = re.findall(rf"^## {re.escape(part)}$(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    rows = [line for line in section.splitlines() if line.startswith("| `")]
+    return {name: row for row in rows for name in CODE.findall(row.split("|")[1])}
+
+
+def test_every_room_and_every_file_of_the_package_is_named() -> None:
+    """In docs/architecture.md, under the room that it lies in."""
+    text = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    [rooms] = re.findall(r"## The rooms\n\n```\n(.*?)```", text, re.DOTALL)
+    named: defaultdict[str, list[str]] = defaultdict(list)
+    room = ""
+    for line in rooms.splitlines():
+        if not line.startswith(" "):
+            room = line.split()[0].rstrip("/")
+        named[room] += re.findall(r"\w+\.py", line)
+    of_the_top = {file for room, files in named.items() if room.endswith(".py") for file in files}
+    package = ROOT / "parablock_ray"
+    for file in package.rglob("*.py"):
+        room = str(file.parent.relative_to(package))
+        assert file.name == "__init__.py" or file.name in (of_the_top if room == "." else named[room]), file
+
+
+def test_what_may_change_when_a_run_goes_on_is_documented() -> None:
+    text = (ROOT / "docs" / "reliability.md").read_text("utf-8")
+    assert [key for key in sorted(CHANGE_NO_VALUE | WHO_DOES_IT) if f"`{key}`" not in text] == []
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda file: str(file.relative_to(ROOT)))

@@ -26,12 +26,13 @@ RANKS = {
     "evaluation": 7,
     "checkpointing": 7,
     "training": 6,
+    "deadlines": 6,
     "participation": 5,
-    "deadlines": 4,
     "reprice": 4,
     "pricing": 3,
     "reporting": 3,
     "sizes": 3,
+    "named_files": 3,
     "network": 2,
     "algorithms": 2,
     "tracking": 2,
@@ -48,7 +49,7 @@ ONLY_IN = (
     | {library: {"training", "evaluation"} for library in ("transformers", "datasets", "reasoning_gym")}
     | {library: {"evaluation"} for library in ("rouge_score", "nltk", "langdetect", "lm_eval")}
 )
-NO_TORCH = {"cli", "jobs", "sweeping", "reporting", "network", "tracking", "config", "errors"}
+NO_TORCH = {"cli", "jobs", "sweeping", "reporting", "network", "tracking", "named_files", "config", "errors"}
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 

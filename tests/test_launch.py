@@ -16,12 +16,17 @@ SCRIPTS = sorted([*LAUNCH.glob("*.sh"), *LAUNCH.glob("*.sbatch")])
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
-def test_scripts_are_clean(script: Path) -> None:
-    checker = shutil.which("shellcheck")
-    command = [checker, str(script)] if checker else ["bash", "-n", str(script)]
-    checked = subprocess.run(command, capture_output=True, text=True)
+def test_bash_can_read_the_scripts(script: Path) -> None:
+    checked = subprocess.run(["bash", "-n", str(script)], capture_output=True, text=True)
     assert checked.returncode == 0, checked.stdout + checked.stderr
     assert script.stat().st_mode & 0o111 or script.suffix == ".sbatch"
+
+
+@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="no shellcheck here: apt-get install shellcheck")
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
+def test_shellcheck_finds_nothing(script: Path) -> None:
+    checked = subprocess.run(["shellcheck", str(script)], capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
 def test_the_file_for_ray_up_is_what_ray_takes() -> None:

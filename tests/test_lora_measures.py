@@ -9,6 +9,7 @@ from parablock_ray.driver import prepare
 from parablock_ray.errors import UserError
 from parablock_ray.tracking.compare import lora_table, read_run
 from tests.runtime.lora_runs import MIXED, lora_config, run_lora
+from tests.test_docs import described
 
 SERIAL = ["runtime=serial", "engine.name=torch"]
 NUM_MODULES = 16  # q and v of the tiny model's 8 layers
@@ -35,6 +36,7 @@ def test_the_summary_has_the_papers_measures(tmp_path: Path, method: str, up: fl
     assert summary["bytes_down"] == pytest.approx(down * 4 * 4 * 5)  # fp32, 4 clients, 5 rounds
     assert summary["bytes_up"] == pytest.approx(up * 4 * 4 * 5)
     assert summary["server_s"] > 0
+    assert {name for name in summary if name.startswith("lora_")} <= described("summary.json").keys()
     assert ("lora_server_operations" in summary) == (method == "flexlora")
 
 

@@ -401,6 +401,7 @@ def test_figures_that_cannot_be_are_refused(figures: str) -> None:
     [
         (["method.num_blocks=9"], "method.num_blocks: 9 blocks but the model has 8 layers; allowed: 1 to 8"),
         (["network.trace=none.csv"], "network.trace: cannot read none.csv"),
+        (["clients.participation=none.jsonl"], "clients.participation: none.jsonl cannot be read"),
         (["data.tasks=[chain_sum, chain_summ, gcd, lcm]"], "data.tasks: "),
         (["method.name=fedcybgd", "clients.per_round=2"], "clients.per_round: fedcybgd trains one client at a time"),
     ],

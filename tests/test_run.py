@@ -24,6 +24,7 @@ from parablock_ray.runtime.client import ClientActor
 from parablock_ray.training.data import build_data
 from parablock_ray.training.model import load_model, load_tokenizer, save_model, weights_sha256
 from tests.runtime.federation import QUICKSTART, SHORT, rows
+from tests.test_docs import described
 
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
@@ -35,6 +36,7 @@ RUN_FILES = {
     "summary.json",
     "trace.json",
     "timeline.svg",
+    "model",
 }
 SMALL = ["clients.num=2", "data.split=iid", "method.rounds=2", "data.num_train=8"]
 TOO_FAST = ["method.local_optimizer=sgd", "method.lr=1e30", "method.local_steps=2"]  # NaN from the second step on
@@ -55,7 +57,7 @@ def failed(result: Result, exit_code: int) -> str:
 
 
 def files(folder: Path) -> set[str]:
-    return {path.name for path in folder.glob("*.*")}
+    return {path.name for path in folder.iterdir()}
 
 
 # ---- a run that ends well
@@ -116,6 +118,8 @@ def test_the_summary_is_complete(summary):
     assert re.fullmatch("[0-9a-f]{64}", summary["weights_sha256"])
     assert summary["peak_rss_bytes"]["driver"] > 10**8
     assert summary["versions"]["torch"] == torch.__version__
+    of_lora = {name for name in described("summary.json") if name.startswith("lora_")}
+    assert summary.keys() == described("summary.json").keys() - of_lora
 
 
 def block_params(block: int, model: torch.nn.Module) -> int:
@@ -321,6 +325,45 @@ def test_an_exception_in_training_is_told_with_its_traceback(tmp_path, monkeypat
     said = failed(invoke(tmp_path / "run", *SMALL), 1)
     assert re.match(r"client \d, round 0, block \d: ZeroDivisionError: a bug of the engine\n\nTraceback ", said)
     assert "in explode\n" in said
+
+
+@pytest.mark.parametrize(
+    ("blocked", "told", "then", "overrides"),
+    [
+        ("trace.json", "", "parablock resume", []),
+        ("ranks.svg", "", "parablock resume", ["method={name: florist, lora: {ranks: 2}}"]),
+        (
+            "uploads/round-00000.safetensors",
+            "/uploads",
+            "parablock resume",
+            ["method={name: flora, lora: {ranks: 2}, keep_uploads: true}"],
+        ),
+        ("model/model.safetensors", "", "parablock resume", []),
+        (
+            "adapter/adapter_model.safetensors",
+            "",
+            "parablock resume",
+            ["method={name: fedit, lora: {ranks: 2}}"],
+        ),
+        ("evaluation.json", "/evaluation.json", "parablock evaluate {out}", ["evaluation.tasks=[held_out]"]),
+        ("evaluation/held_out.jsonl", "/evaluation", "parablock evaluate {out}", ["evaluation.tasks=[held_out]"]),
+        (
+            "report.html",
+            "/report.html",
+            "parablock report {out} --out {out}/report.html",
+            ["tracking.wandb=offline"],
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) and "." in value else "",
+)
+def test_what_cannot_be_written_ends_the_run_and_is_named(tmp_path, blocked, told, then, overrides):
+    """A folder in a file's place stands for the full disk."""
+    out = tmp_path / "run"
+    (out / blocked).mkdir(parents=True)
+    said = failed(invoke(out, *SMALL, *overrides, "method.rounds=1", "engine.name=torch"), 1)
+    assert said.startswith(f"{out}{told}: cannot be written to: ")
+    assert said.endswith(f"; make room, then {then.format(out=out)}\n")
+    assert len(said.splitlines()) == 1
 
 
 # ---- the same on Ray

@@ -9,6 +9,9 @@ allowed. B and A are told apart by their place, never by their shape.
 What comes back is one of two things, always with the scaling under which it is to be read:
     an adapter to train on with: a client of rank r and scaling s takes `fit(result, r, s)`
     an adapter to merge: everybody adds scaling · B A to the frozen weight and starts a fresh adapter, with B = 0
+
+`fedit` and `ffa_lora` are not what a run calls. They are linear, so `lora_server.FactorServer` sums what changed of the
+factors, as of a block. Here they stand as their papers have them, and the tests hold the server against them.
 """
 
 import math

@@ -67,11 +67,6 @@ def download_efficiency(method: str, shapes: Shapes, ranks: Sequence[int], kept_
     return 1 / mean
 
 
-def num_bytes(num_params: int, bytes_per_param: int) -> int:
-    """Payload on the wire."""
-    return num_params * bytes_per_param
-
-
 def paper_megabits(num_params: int) -> float:
     """What the paper's tables call MB: megabits of fp16."""
     return num_params * 16 / 1e6

@@ -1,7 +1,8 @@
 """Every method by name: how it plans, and the two halves that carry its plans out.
 
-To add a method: its config class in `parablock_ray/config/method.py` and an entry here. The runtime does not change.
-A test asserts that both know the same names.
+To add a method that trains blocks: its config class in `parablock_ray/config/method.py` and an entry here; what one of
+federated LoRA needs is listed in `parablock_ray/config/lora.py`. The runtime does not change. A test asserts that both
+know the same names.
 """
 
 from collections.abc import Callable, Mapping

@@ -16,10 +16,11 @@ from parablock_ray.config.data import Arrival
 
 @dataclass(frozen=True)
 class Population:
-    """Who may take part: `num_examples[i]` is n_i once all has arrived; `per_round` clients are drawn a round."""
+    """Who may take part: `num_examples[i]` is n_i once all has arrived; `num_drawn` clients are drawn for a round,
+    before any of them is left out."""
 
     num_examples: tuple[int, ...]
-    per_round: int
+    num_drawn: int
     seed: int
     arrival: Arrival | None = None  # None: all is there from the start
     sampling: Literal["uniform", "by_size"] = "uniform"
@@ -36,11 +37,11 @@ class Population:
     @property
     def is_sampled(self) -> bool:
         """Whether a round is for some of the clients only."""
-        return self.per_round < self.num_clients
+        return self.num_drawn < self.num_clients
 
 
 def cohorts(population: Population) -> Callable[[int], Sequence[int]]:
-    """round → clients, `per_round` of them drawn; all of them where none are left out.
+    """round → clients, `num_drawn` of them; all of them where none are left out.
 
     `uniform`: without replacement. `by_size`: see `drawn_by_size`; who holds very much may be drawn more than once.
     """
@@ -51,10 +52,10 @@ def cohorts(population: Population) -> Callable[[int], Sequence[int]]:
         random = generator(population.seed, "cohort", round)
         order = torch.randperm(population.num_clients, generator=random)
         if population.sampling == "uniform":
-            return list(order[: population.per_round].tolist())
+            return list(order[: population.num_drawn].tolist())
         sizes = torch.tensor([population.num_examples_at(round, client) for client in order.tolist()])
         offset = int(torch.randint(int(sizes.sum()), (), generator=random))
-        return list(order[drawn_by_size(sizes, population.per_round, offset)].tolist())
+        return list(order[drawn_by_size(sizes, population.num_drawn, offset)].tolist())
 
     return cohort
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, PositiveFloat, PositiveInt
 
 from parablock_ray.config.base import Strict
-from parablock_ray.config.presets import PRESETS, Columns
+from parablock_ray.config.presets import DATASETS, Columns
 from parablock_ray.errors import UserError
 
 GENERATED = "reasoning_gym"
@@ -72,9 +72,9 @@ def _of_preset(value: Any) -> Any:
     """`columns: gsm8k` is short for the columns of that preset."""
     if not isinstance(value, str):
         return value
-    if value not in PRESETS:
-        raise ValueError(f"no preset {value!r}; allowed: {', '.join(PRESETS)}, or {{instruction: …, output: …}}")
-    return PRESETS[value].columns
+    if value not in DATASETS:
+        raise ValueError(f"no preset {value!r}; allowed: {', '.join(DATASETS)}, or {{instruction: …, output: …}}")
+    return DATASETS[value].columns
 
 
 ColumnsConfig = Annotated[Columns, BeforeValidator(_of_preset)]
@@ -110,7 +110,7 @@ class Arrival(Strict):
 
 
 class DataConfig(Strict):
-    """`source`: `reasoning_gym` (generated, no network), a local file, a name in PRESETS, or a hub dataset name."""
+    """`source`: `reasoning_gym` (generated, no network), a local file, a name in DATASETS, or a hub dataset name."""
 
     source: str
     columns: ColumnsConfig | None = None  # None: rows are in one of the known forms

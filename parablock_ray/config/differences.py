@@ -1,4 +1,4 @@
-"""In which keys configs differ."""
+"""In which keys configs differ, and which of those change no value."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
@@ -7,6 +7,14 @@ from parablock_ray.config.schema import Config
 
 CHANGE_NO_VALUE = frozenset({"name", "out", "checkpoint", "evaluation", "tracking"})
 """Top-level keys in which runs may differ and still end in the same weights."""
+
+WHO_DOES_IT = frozenset(
+    {
+        *("runtime", "workers.num", "workers.gpus_per_worker", "workers.placement"),
+        *("clients.on_error", "clients.on_death", "clients.max_replays"),
+    }
+)
+"""Dotted keys with another value of which a run may go on too: who carries it out, and what a failure there does."""
 
 
 def differing_keys(configs: Sequence[Config], ignoring: Collection[str]) -> dict[str, list[Any]]:

@@ -1,4 +1,14 @@
-"""`method:` for federated LoRA: one model per method, and `method.lora:`, the adapters themselves."""
+"""`method:` for federated LoRA: one model per method, and `method.lora:`, the adapters themselves.
+
+To add a method: a config class here, added to `MethodConfig` in `config/method.py`, and an entry in
+`parablock_ray.algorithms.methods.METHODS`. Its name goes into `METHODS` of `algorithms/lora_costs.py` too, with what
+differs from the others there: the paper's measures of a run. One whose factors are averaged is a `FactorMethod`, and
+needs no more. One whose server collects whole adapters (`CollectingMethod`) says further
+    what it makes of them: a function in `algorithms/lora.py`, and where `algorithms/lora_methods.py` calls it
+    (`rule_of`), what of it goes to whom (`by_rank`, `starts_afresh`, `rank_down`)
+    how many parameters travel: `_factors` in `sizes.py`, which `plan` counts with
+Tests compare the last two with what travels.
+"""
 
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -14,10 +24,9 @@ from pydantic import (
 )
 
 from parablock_ray.config.base import Strict
-from parablock_ray.config.training import FederatedTraining, ServerOptimizer, ServerSGD
+from parablock_ray.config.training import Correction, FederatedTraining, ServerOptimizer, ServerSGD
 from parablock_ray.errors import UserError
 
-Correction = Literal["own", "eager", "stale"]
 Ratio = Annotated[float, Field(gt=0, le=1)]
 
 

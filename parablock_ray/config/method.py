@@ -1,12 +1,13 @@
 """`method:`: one model per method, told apart by `method.name`.
 
-To add a method: a config class here, added to `MethodConfig`, and an entry in
-`parablock_ray.algorithms.methods.METHODS`. A test asserts that both know the same names.
+To add a method that trains blocks: a config class here, added to `MethodConfig`, and an entry in
+`parablock_ray.algorithms.methods.METHODS`. A test asserts that both know the same names. For
+federated LoRA see `lora.py`.
 """
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
 
 from parablock_ray.config.lora import (
     FedExLoRA,
@@ -20,7 +21,7 @@ from parablock_ray.config.lora import (
     ZeroPad,
     with_equal_ranks,
 )
-from parablock_ray.config.training import FederatedTraining, ServerOptimizer, ServerSGD
+from parablock_ray.config.training import Correction, FederatedTraining, ServerOptimizer, ServerSGD
 
 
 class BlockTraining(FederatedTraining):
@@ -43,8 +44,8 @@ class ParaBlock(BlockTraining):
     """ParaBlock (arXiv 2511.19959, our reconstruction): train a block while the last one travels."""
 
     name: Literal["parablock"]
-    staleness: Annotated[int, Field(ge=0)] = 1
-    correction: Literal["own", "eager", "stale"] = "own"
+    staleness: NonNegativeInt = 1
+    correction: Correction = "own"
 
 
 class FedBCD(BlockTraining):
@@ -61,8 +62,8 @@ class FedAvg(BlockTraining):
     name: Literal["fedavg"]
     num_blocks: Literal[1] = 1
     parameters: Literal["layers", "all", "lora"] = "all"
-    staleness: Annotated[int, Field(ge=0)] = 0
-    correction: Literal["own", "eager", "stale"] = "own"
+    staleness: NonNegativeInt = 0
+    correction: Correction = "own"
 
 
 class FedCyBGD(BlockTraining):

@@ -71,7 +71,7 @@ StepSeconds = Annotated[
 
 # Rates and one-way latencies, half of the round trip that the source gives. WebPageTest: its sample of
 # connectivity profiles, github.com/WPO-Foundation/webpagetest, www/settings/connectivity.ini.sample.
-PRESETS: dict[str, dict[str, float]] = {
+LINK_PRESETS: dict[str, dict[str, float]] = {
     # Rates: the FCC's long-term goal for fixed broadband (2024 Section 706 Report, FCC 24-27).
     # Latency: WebPageTest, FIOS.
     "fiber": {"down_mbps": 1000.0, "up_mbps": 500.0, "latency_ms": 2.0},
@@ -112,7 +112,7 @@ class NetworkConfig(Strict):
     @classmethod
     def _fill_in_the_preset(cls, values: Any) -> Any:
         preset = values.get("preset") if isinstance(values, dict) else None
-        return {**PRESETS[preset], **values} if isinstance(preset, str) and preset in PRESETS else values
+        return {**LINK_PRESETS[preset], **values} if isinstance(preset, str) and preset in LINK_PRESETS else values
 
     @field_validator("up_mbps", "down_mbps", "compute_factor")
     @classmethod

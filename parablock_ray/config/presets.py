@@ -27,7 +27,7 @@ class Preset:
     licence: str
 
 
-PRESETS: Mapping[str, Preset] = {
+DATASETS: Mapping[str, Preset] = {
     "alpaca_gpt4": Preset(
         hub_name="vicgalle/alpaca-gpt4",
         subset=None,

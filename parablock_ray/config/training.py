@@ -2,10 +2,11 @@
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from parablock_ray.config.base import Strict
 
+Correction = Literal["own", "eager", "stale"]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -56,11 +57,11 @@ class FederatedTraining(Strict):
     batch_size: PositiveInt = 4
     lr: PositiveFloat = 1e-4
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup_rounds: Annotated[int, Field(ge=0)] = 0
+    warmup_rounds: NonNegativeInt = 0
     local_optimizer: Literal["adamw", "sgd"] = "adamw"
-    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    weight_decay: NonNegativeFloat = 0.0
     max_grad_norm: PositiveFloat | None = None
-    prox_mu: Annotated[float, Field(ge=0)] = 0.0  # FedProx: pull towards the start of the visit
+    prox_mu: NonNegativeFloat = 0.0  # FedProx: pull towards the start of the visit
 
     @model_validator(mode="after")
     def _warm_up_ends(self) -> "FederatedTraining":

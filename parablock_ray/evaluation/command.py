@@ -81,22 +81,16 @@ def open_evaluation(model_or_run: str, chosen: Mapping[str, Any], template: str 
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Raises UserError for a file that cannot be written."""
-    try:
-        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--out: cannot write to {path}: {error.strerror}") from None
+    """Raises OSError."""
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def write_outputs(folder: Path, results: Sequence[TaskResult]) -> None:
-    """A .jsonl file for each task, named after it: what the model read and said, a line an example."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for result, name in zip(results, _file_names([result.task for result in results]), strict=True):
-            rows = (json.dumps(row, ensure_ascii=False) + "\n" for row in result.outputs)
-            (folder / name).write_text("".join(rows), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"--outputs: cannot write to {folder}: {error.strerror}") from None
+    """A .jsonl file for each task, named after it: what the model read and said, a line an example. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for result, name in zip(results, _file_names([result.task for result in results]), strict=True):
+        rows = (json.dumps(row, ensure_ascii=False) + "\n" for row in result.outputs)
+        (folder / name).write_text("".join(rows), encoding="utf-8")
 
 
 def _of_run(folder: Path, chosen: Mapping[str, Any], template: str | None) -> Evaluation:

@@ -14,11 +14,12 @@ from parablock_ray.config import Config
 from parablock_ray.errors import RunFailed, UserError
 from parablock_ray.jobs.cluster import connect, find_token
 from parablock_ray.jobs.fetch import fetch, refuse_used
-from parablock_ray.jobs.follow import exit_code, follow, until_done
+from parablock_ray.jobs.follow import cluster_answers, exit_code, follow, until_done
 from parablock_ray.jobs.package import CONFIG_FILE, stage
 
 __all__ = ["connect", "find_job", "find_token", "read_env", "refuse_used", "see_through", "stop_job", "submit_job"]
 
+_UNKNOWN = "status code 404"  # in what Ray's client says of a job that the cluster has not
 _MISSING = "No module named"  # of a Python without us, or without what we need
 
 
@@ -34,7 +35,7 @@ class Job:
 def submit_job(
     client: JobSubmissionClient, config: Config, python: str, env: Mapping[str, str], with_package: bool
 ) -> Job:
-    """Sends the config, with what it names, and starts the run on the cluster's head. Raises UserError.
+    """Sends the config, with what it names, and starts the run on the cluster's head. Raises UserError, RunFailed.
 
     A relative `out` gets a folder of its own there: the job's working directory is Ray's, which may delete it.
     """
@@ -44,20 +45,24 @@ def submit_job(
     run = shlex.join([python, "-m", "parablock_ray", "run", CONFIG_FILE])
     with tempfile.TemporaryDirectory() as folder:
         stage(config, Path(folder), with_package)
-        client.submit_job(
-            entrypoint=run if own_out else f"{run} --out {job.out}",  # the shell there knows its home folder
-            submission_id=job.id,
-            runtime_env={"working_dir": folder, "env_vars": {"PYTHONUNBUFFERED": "1", **env}},
-            metadata={"job_name": config.name, "out": job.out, "python": python},
-        )
+        with cluster_answers(job.id):
+            client.submit_job(
+                entrypoint=run if own_out else f"{run} --out {job.out}",  # the shell there knows its home folder
+                submission_id=job.id,
+                runtime_env={"working_dir": folder, "env_vars": {"PYTHONUNBUFFERED": "1", **env}},
+                metadata={"job_name": config.name, "out": job.out, "python": python},
+            )
     return job
 
 
 def find_job(client: JobSubmissionClient, job_id: str, option: str) -> Job:
-    """A job that `submit_job` sent. Raises UserError that names the option which asked for it."""
+    """A job that `submit_job` sent. Raises UserError that names the option which asked for it, RunFailed."""
     try:
-        metadata = client.get_job_info(job_id).metadata or {}
-    except RuntimeError:  # the cluster has just answered: it knows no such job
+        with cluster_answers(job_id):
+            metadata = client.get_job_info(job_id).metadata or {}
+    except RunFailed as error:
+        if _UNKNOWN not in str(error):
+            raise
         raise UserError(f"{option}: the cluster has no job {job_id}") from None
     if not {"out", "python"} <= metadata.keys():
         raise UserError(f"{option}: {job_id} was not sent by parablock submit")
@@ -65,10 +70,11 @@ def find_job(client: JobSubmissionClient, job_id: str, option: str) -> Job:
 
 
 def stop_job(client: JobSubmissionClient, job_id: str) -> str:
-    """Stops a job; says how it ended."""
+    """Stops a job; says how it ended. Raises UserError, RunFailed."""
     job = find_job(client, job_id, "--stop")
-    client.stop_job(job.id)
-    return str(until_done(client, job.id).status.value)
+    with cluster_answers(job.id):
+        client.stop_job(job.id)
+    return str(until_done(client, job.id, job.id).status.value)
 
 
 def see_through(client: JobSubmissionClient, job: Job, with_log: bool, folder: Path | None) -> int:
@@ -76,7 +82,7 @@ def see_through(client: JobSubmissionClient, job: Job, with_log: bool, folder: P
     try:
         if with_log:
             follow(client, job.id, lambda lines: typer.echo(lines, nl=False))
-        ended = until_done(client, job.id)
+        ended = until_done(client, job.id, job.id)
     except KeyboardInterrupt:
         typer.echo(f"job {job.id} goes on: --attach {job.id} comes back to it, --stop {job.id} ends it", err=True)
         raise
@@ -105,7 +111,7 @@ def failure(job: Job, ended: JobDetails, log_was_shown: bool) -> str:
 def _fetch(client: JobSubmissionClient, job: Job, folder: Path, failed: bool) -> None:
     """A failed job may have left no folder: then its failure is what counts."""
     try:
-        left_behind = fetch(client, job.python, job.out, folder)
+        left_behind = fetch(client, job.id, job.python, job.out, folder)
     except RunFailed as error:
         if not failed:
             raise

@@ -16,8 +16,8 @@ from typing import Any, cast
 from ray.job_submission import JobSubmissionClient
 
 from parablock_ray.errors import RunFailed, UserError
-from parablock_ray.jobs import pack
-from parablock_ray.jobs.follow import until_done
+from parablock_ray.jobs import print_folder
+from parablock_ray.jobs.follow import cluster_answers, until_done
 
 MAX_BYTES = 64_000_000  # of the files, before they are packed
 
@@ -28,15 +28,18 @@ def refuse_used(folder: Path) -> None:
         raise UserError(f"--fetch: {folder} must be a new or an empty folder")
 
 
-def fetch(client: JobSubmissionClient, python: str, out: str, folder: Path) -> list[str]:
-    """Fills `folder` with the run folder `out` of the cluster; returns the files that were too much.
+def fetch(client: JobSubmissionClient, run_id: str, python: str, out: str, folder: Path) -> list[str]:
+    """Fills `folder` with the run folder `out` of job `run_id` of the cluster; returns the files that were too much.
 
-    Raises RunFailed where there is no run folder, or it does not arrive.
+    Raises RunFailed where there is no run folder, it does not arrive, or the cluster is lost.
     """
-    script = Path(pack.__file__).read_text("utf-8")
-    job_id = client.submit_job(entrypoint=shlex.join([python, "-c", script, out, str(MAX_BYTES)]))
-    ended = until_done(client, job_id)
-    told = _last_json(client.get_job_logs(job_id))
+    script = Path(print_folder.__file__).read_text("utf-8")
+    with cluster_answers(run_id):
+        job_id = client.submit_job(entrypoint=shlex.join([python, "-c", script, out, str(MAX_BYTES)]))
+    ended = until_done(client, job_id, run_id)
+    with cluster_answers(run_id):
+        log = client.get_job_logs(job_id)
+    told = _last_json(log)
     if told is None:
         raise RunFailed(f"--fetch: the run folder could not be read in the cluster: {ended.message}")
     if told["run_folder"] is None:
@@ -46,13 +49,13 @@ def fetch(client: JobSubmissionClient, python: str, out: str, folder: Path) -> l
 
 
 def _last_json(log: str) -> dict[str, Any] | None:
-    """What `pack` printed; before it the log has Ray's lines and the script itself."""
+    """What `print_folder` printed; before it the log has Ray's lines and the script itself."""
     found = [line for line in log.splitlines() if line.startswith('{"run_folder": ')]
     return cast(dict[str, Any], json.loads(found[-1])) if found else None
 
 
 def unpack(told: dict[str, Any], folder: Path) -> None:
-    """What `pack.packed` made, into `folder`. Raises RunFailed where it is not what was sent."""
+    """What `print_folder.packed` made, into `folder`. Raises RunFailed where it is not what was sent."""
     content = base64.b64decode(told["run_folder"])
     if hashlib.sha256(content).hexdigest() != told["sha256"]:
         raise RunFailed("--fetch: the run folder was damaged on its way; try again")

@@ -19,13 +19,13 @@ def follow(client: JobSubmissionClient, job_id: str, show: Callable[[str], None]
         async for lines in client.tail_job_logs(job_id):
             show(lines)
 
-    with _cluster_answers(job_id):
+    with cluster_answers(job_id):
         asyncio.run(tail())
 
 
-def until_done(client: JobSubmissionClient, job_id: str) -> JobDetails:
-    """How the job ended, once it has. Raises RunFailed where the cluster is lost."""
-    with _cluster_answers(job_id):
+def until_done(client: JobSubmissionClient, job_id: str, run_id: str) -> JobDetails:
+    """How the job ended, once it has; `run_id`: as of `cluster_answers`. Raises RunFailed where the cluster is lost."""
+    with cluster_answers(run_id):
         while not (details := client.get_job_info(job_id)).status.is_terminal():
             time.sleep(_POLL_S)
     return details
@@ -39,10 +39,12 @@ def exit_code(details: JobDetails) -> int:
 
 
 @contextmanager
-def _cluster_answers(job_id: str) -> Iterator[None]:
+def cluster_answers(run_id: str) -> Iterator[None]:
+    """Around one request of Ray's client. `run_id`: the job of the run, to come back to. Raises RunFailed where the
+    cluster is lost."""
     try:
         yield
     except (OSError, RuntimeError) as error:  # all that Ray's client raises
         raise RunFailed(
-            f"the cluster no longer answers ({error}); job {job_id} may still run there, come back to it with --attach"
+            f"the cluster no longer answers ({error}); job {run_id} may still run there, come back to it with --attach"
         ) from None

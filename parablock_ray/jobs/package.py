@@ -9,8 +9,8 @@ from rich.filesize import decimal
 
 import parablock_ray
 from parablock_ray.config import Config, save_resolved
-from parablock_ray.config.evaluation import parse_task
 from parablock_ray.errors import UserError
+from parablock_ray.named_files import named_paths
 
 CONFIG_FILE = "config.yaml"
 MAX_BYTES = 512 * 2**20  # Ray refuses a packed working directory from here on; ours is counted before it is packed
@@ -38,12 +38,7 @@ def stage(config: Config, folder: Path, with_package: bool) -> None:
 
 def relative_paths(config: Config) -> Iterator[tuple[str, Path]]:
     """The files and folders of this machine that the config names by a relative path, each with its key."""
-    named = [("model.name", config.model.name), ("data.source", config.data.source)]
-    if config.network.trace is not None:
-        named.append(("network.trace", config.network.trace))
-    for key, tasks in (("tasks", config.evaluation.tasks), ("during", config.evaluation.during)):
-        named += [(f"evaluation.{key}", task.of) for task in map(parse_task, tasks) if task.mark == "="]
-    for key, name in named:
+    for key, name in named_paths(config):
         path = Path(name)
         if not path.expanduser().is_absolute() and path.exists():
             yield key, path

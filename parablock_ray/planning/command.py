@@ -13,7 +13,7 @@ from parablock_ray.algorithms.population import Population
 from parablock_ray.config import Config
 from parablock_ray.driver import claimed, prepare
 from parablock_ray.errors import UserError
-from parablock_ray.network.links import client_links
+from parablock_ray.named_files import check_files
 from parablock_ray.planning.plan import Plan, plan
 from parablock_ray.planning.scenario import Scenario
 from parablock_ray.runtime import RunSetup, make_runtime
@@ -41,7 +41,7 @@ def make_plan(config: Config, compute_s: str | None) -> Plan:
     fixed `network.compute_s`, models are loaded and steps are taken to measure them. Raises UserError, RunFailed.
     """
     given = None if compute_s is None else step_figures(compute_s, config.method.num_blocks)
-    client_links(config.network, config.clients.num, config.seed)  # a bad trace is refused before anything is loaded
+    check_files(config)  # before anything is loaded
     prepared = prepare(config)
     steps = _fixed(config, given) or _measured(config, prepared.data, prepared.population)
     scenario = Scenario(config, prepared.population, model_shapes(config.model.name), steps.num_workers, steps.step_s)

@@ -10,6 +10,12 @@ from parablock_ray.reporting.runs import Gathered, compared_with, control_of, ga
 from parablock_ray.reporting.tables import along_table, main_table, markdown, write_csv
 
 
+def page_of_run(folder: Path) -> str:
+    """The page of this one run, as HTML. Raises UserError as `make_report` does."""
+    gathered = gather([folder])
+    return render(gathered, control_of(gathered.groups, None), folder.resolve().name)
+
+
 def make_report(
     folders: Sequence[Path], out: Path, control: str | None, csv_folder: Path | None, markdown_file: Path | None
 ) -> Gathered:

@@ -21,13 +21,10 @@ Row = Mapping[str, Any]
 NOT_IN_A_GROUP = CHANGE_NO_VALUE | {"seed"}  # runs that differ in these only are of one group
 
 # Runs that differ in one of these did not do the same task, so their losses or seconds must not be compared.
-_ONE_TASK = ("model.name", "data.source", "data.tasks", "data.num_train", "data.num_eval", "network.mode")
-
-_NEEDED = frozenset(  # of a summary
-    {
-        *("method", "loss_before", "loss_after", "seconds", "seconds_bound", "seconds_mode", "overlap_efficiency"),
-        *("bytes_up", "bytes_down", "bytes_catch_up", "weights_sha256", "versions"),
-    }
+_ONE_TASK = (
+    *("model.name", "model.dtype"),
+    *("data.source", "data.tasks", "data.num_train", "data.num_eval", "data.template", "data.max_length"),
+    "network.mode",
 )
 
 
@@ -111,8 +108,6 @@ def _read(folder: Path) -> ReportedRun:
     if failure_beside(folder).exists() and not (folder / "summary.json").exists():
         raise UserError(f"{folder}: failed: {failure_beside(folder).read_text('utf-8').strip()}")
     finished = read_run(folder)
-    if not finished.summary.keys() >= _NEEDED:
-        raise UserError(f"{folder}/summary.json: cut short; run it again")
     rounds = list(_rows(folder / "metrics.jsonl"))
     if len(rounds) != (num_rounds := finished.config.method.rounds):
         raise UserError(f"{folder}/metrics.jsonl: cut short, it has {len(rounds)} of {num_rounds} rounds; run it again")

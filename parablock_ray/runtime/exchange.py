@@ -155,14 +155,14 @@ class Exchange:
         self._up = Line()
         self._down = self._up if link.half_duplex else Line()
         self._downloads = asyncio.Lock()  # in round order
-        self._thread = asyncio.Lock() if pipeline == "serial" else nullcontext()
+        self._one_at_a_time = asyncio.Lock() if pipeline == "serial" else nullcontext()
 
     async def run(self, plan: RoundPlan, variant: int, chunks: list[Tensor]) -> list[Span]:
         """Send the upload (in chunks) and receive what the round brings; the spans of both.
 
         Side by side: cut-through publishes the first chunks while the last ones are still on their way up.
         """
-        async with self._thread:
+        async with self._one_at_a_time:
             return list(await asyncio.gather(self._upload(plan, chunks), self._download(plan, variant)))
 
     async def catch_up(self, plan: RoundPlan, num_bytes: int) -> Span:

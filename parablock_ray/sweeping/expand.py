@@ -9,7 +9,7 @@ from parablock_ray.config import Config, load_config
 from parablock_ray.config.load import load_checked
 from parablock_ray.config.sweep import Overrides, SweepFile
 from parablock_ray.errors import UserError
-from parablock_ray.network.links import client_links
+from parablock_ray.named_files import check_files
 
 _MAX_LABELS = 3  # that a mistake of many runs names
 
@@ -51,7 +51,7 @@ def load_sweep(file: Path, out: Path | None) -> Sweep:
     for label, overrides in changes.items():
         try:
             config = load_config(file.parent / told.config, overrides)
-            client_links(config.network, config.clients.num, config.seed)  # reads network.trace
+            check_files(config)
         except UserError as error:
             for line in str(error).splitlines():
                 mistakes[line].append(label)

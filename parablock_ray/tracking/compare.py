@@ -15,6 +15,16 @@ from parablock_ray.errors import UserError
 
 MIN_WIDTH = 100  # characters a line, into which the table fits; longer names of runs are folded
 
+# Of a summary, by whatever reads a finished run: a comparison, a report, an export, a repricing.
+_NEEDED = frozenset(
+    {
+        *("method", "num_rounds", "num_clients", "num_workers"),
+        *("loss_before", "loss_after", "weights_sha256", "versions"),
+        *("seconds", "seconds_bound", "seconds_mode", "overlap_efficiency", "server_s"),
+        *("bytes_up", "bytes_down", "bytes_catch_up"),
+    }
+)
+
 # What a comparison is about; runs that differ in anything else are told apart by more than their method.
 _MAY_DIFFER = CHANGE_NO_VALUE | {"method"}
 
@@ -29,7 +39,7 @@ class FinishedRun:
 
 
 def read_run(folder: Path) -> FinishedRun:
-    """Raises UserError for a folder without a run, or with one that did not come to its end."""
+    """Raises UserError for a folder without a run, with one that did not come to its end, or with half a summary."""
     try:
         summary = json.loads((folder / "summary.json").read_text("utf-8"))
     except FileNotFoundError:
@@ -38,6 +48,8 @@ def read_run(folder: Path) -> FinishedRun:
         raise UserError(f"{folder}: holds no run (no summary.json); name run folders, like runs/quickstart") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}/summary.json: cannot be read: {error}") from None
+    if not isinstance(summary, dict) or not summary.keys() >= _NEEDED:
+        raise UserError(f"{folder}/summary.json: cut short; run it again")
     return FinishedRun(str(folder), load_config(folder / "config.yaml", []), summary)
 
 

@@ -6,8 +6,7 @@ import netrc
 import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -20,10 +19,11 @@ from rich.live import Live
 from rich.table import Table
 
 from parablock_ray.config import Config
-from parablock_ray.errors import RunFailed, UserError
+from parablock_ray.errors import UserError
 from parablock_ray.tracking.evaluations import FILE as EVALUATIONS
 from parablock_ray.tracking.evaluations import Results, figures, line
 from parablock_ray.tracking.events import Event, from_row
+from parablock_ray.tracking.full_disk import RESUME, told_if_full
 from parablock_ray.tracking.kept_ranks import HEADER, kept_ranks, rank_figure, rank_rows
 from parablock_ray.tracking.tensorboard import TensorBoardSink, require_tensorboard
 
@@ -98,42 +98,35 @@ class JsonlSink:
         if self._num_held > 0:
             self._num_held -= 1
         else:
-            with _told_if_full(self._out):
+            with told_if_full(self._out, RESUME):
                 self._events.write(json.dumps(row) + "\n")
 
     def round(self, row: Row) -> None:
-        with _told_if_full(self._out):
+        with told_if_full(self._out, RESUME):
             self._metrics.write(json.dumps(row) + "\n")
 
     def evaluation(self, row: Row) -> None:
         if self._num_judged > 0:
             self._num_judged -= 1
             return
-        with _told_if_full(self._out), (self._out / EVALUATIONS).open("a", encoding="utf-8") as file:
+        with told_if_full(self._out, RESUME), (self._out / EVALUATIONS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
     def finish(self, summary: Row) -> None:
         unfinished = self._out / "summary.json.tmp"
-        with _told_if_full(self._out):
+        with told_if_full(self._out, RESUME):
             unfinished.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
             unfinished.replace(self._out / "summary.json")  # whole or not at all
 
     def final_evaluation(self, results: Results) -> None:
-        (self._out / "evaluation.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        file = self._out / "evaluation.json"
+        with told_if_full(file, f"parablock evaluate {self._out}"):  # the run is over: there is nothing to resume
+            file.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
     def close(self) -> None:
-        with _told_if_full(self._out):  # what is left of a line that could not be written is tried again
+        with told_if_full(self._out, RESUME):  # what is left of a line that could not be written is tried again
             self._events.close()
             self._metrics.close()
-
-
-@contextmanager
-def _told_if_full(out: Path) -> Iterator[None]:
-    """Raises RunFailed where the disk takes no more."""
-    try:
-        yield
-    except OSError as error:
-        raise RunFailed(f"{out}: cannot be written to: {error.strerror}; make room, then parablock resume") from None
 
 
 def _num_lines(path: Path) -> int:

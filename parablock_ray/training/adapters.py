@@ -11,13 +11,13 @@ from peft import LoraConfig as PeftConfig
 from peft import inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import Parameter
 from transformers import PreTrainedModel
 
 from parablock_ray.algorithms.adapters import all_ranks, find_targets
 from parablock_ray.algorithms.lora import Adapter, fit
+from parablock_ray.checkpoint import save_tensors
 from parablock_ray.config.lora import LoraConfig
 from parablock_ray.errors import UserError
 
@@ -88,16 +88,16 @@ def save_adapters(adapters: Mapping[str, Adapter], base: str, merged_sha256: str
         inference_mode=True,
     )
     config.save_pretrained(folder)
-    save_file(tensors, folder / _WEIGHTS, {"format": "pt", "merged_sha256": merged_sha256})
+    save_tensors(tensors, folder / _WEIGHTS, {"format": "pt", "merged_sha256": merged_sha256})
 
 
 def copy_adapters(source: Path, to: Path, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Copy PEFT's folder, its factors in `dtype`; returns these by name."""
+    """Copy PEFT's folder, its factors in `dtype`; returns these by name. Raises OSError."""
     with safe_open(source / _WEIGHTS, "pt") as file:
         metadata = file.metadata()
         tensors = {name: file.get_tensor(name).to(dtype) for name in file.keys()}  # noqa: SIM118, not a dict
     shutil.copy(source / _CONFIG, to / _CONFIG)
-    save_file(tensors, to / _WEIGHTS, metadata)
+    save_tensors(tensors, to / _WEIGHTS, metadata)
     return tensors
 
 

@@ -145,8 +145,11 @@ def cast_parameters(model: PreTrainedModel, dtype: torch.dtype) -> None:
 
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Writes an HF folder that `AutoModelForCausalLM` and `AutoTokenizer` load."""
-    model.save_pretrained(folder)
+    """Writes an HF folder that `AutoModelForCausalLM` and `AutoTokenizer` load. Raises OSError."""
+    try:
+        model.save_pretrained(folder)
+    except SafetensorError as error:  # which is what it makes of an OSError
+        raise OSError(f"{folder}: {error}") from None
     tokenizer.save_pretrained(folder)
 
 

@@ -16,7 +16,7 @@ import yaml
 
 from parablock_ray.algorithms.rng import generator
 from parablock_ray.config.data import GENERATED, DataConfig, check_source
-from parablock_ray.config.presets import PRESETS, Columns
+from parablock_ray.config.presets import DATASETS, Columns
 from parablock_ray.errors import UserError
 from parablock_ray.training.rows import FORMS, EmptyAnswer, Example, Message, example_of, parts_of
 
@@ -47,8 +47,8 @@ def read_examples(data: DataConfig, seed: int) -> list[Example]:
     check_source(data)
     if data.source == GENERATED:
         return list(_generated(data, seed))
-    if data.source in PRESETS:
-        preset = PRESETS[data.source]
+    if data.source in DATASETS:
+        preset = DATASETS[data.source]
         return list(_hub(preset.hub_name, preset.subset, preset.split, data.columns or preset.columns))
     path = Path(data.source).expanduser()
     if path.suffix in FILES or path.exists() or data.source.startswith((".", "/", "~")):
@@ -192,7 +192,7 @@ def _hub(name: str, subset: str | None, split: str, columns: Columns | None) -> 
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise UserError(
             f"data.source: cannot load {name!r} from the hub: {error}; allowed: {GENERATED}, a local .jsonl or "
-            f".parquet file, {', '.join(PRESETS)}, or a hub dataset with a `train` split (network needed)"
+            f".parquet file, {', '.join(DATASETS)}, or a hub dataset with a `train` split (network needed)"
         ) from error
     num_empty = 0
     for number, row in enumerate(rows):

@@ -3,19 +3,23 @@
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from parablock_ray.checkpoint import save_tensors
 from parablock_ray.errors import UserError
+from parablock_ray.tracking.full_disk import RESUME, told_if_full
 
 
 def write_uploads(run_folder: Path, round: int, uploads: Mapping[int, Tensor]) -> None:
-    """One file for the round; none where nothing is to be kept."""
+    """One file for the round; none where nothing is to be kept. Raises RunFailed where the disk takes no more."""
     if not uploads:
         return
     folder = run_folder / "uploads"
-    folder.mkdir(exist_ok=True)
-    save_file({str(client): upload for client, upload in uploads.items()}, folder / f"round-{round:05}.safetensors")
+    with told_if_full(folder, RESUME):
+        folder.mkdir(exist_ok=True)
+        by_name = {str(client): upload for client, upload in uploads.items()}
+        save_tensors(by_name, folder / f"round-{round:05}.safetensors", None)
 
 
 def read_uploads(run_folder: Path, num_rounds: int) -> Iterator[Mapping[int, Tensor]]:

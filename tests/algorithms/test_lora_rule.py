@@ -8,7 +8,7 @@ import torch
 
 from parablock_ray.algorithms import lora_costs
 from parablock_ray.algorithms.adapters import client_ranks, find_targets, random_A, taken_apart
-from parablock_ray.algorithms.lora import Adapter, fit
+from parablock_ray.algorithms.lora import Adapter, fedit, ffa_lora, fit
 from parablock_ray.algorithms.wire import Wire
 from parablock_ray.config import Config
 from parablock_ray.config.lora import FedExLoRA, FedIT, FFALoRA, FlexLoRA, FLoRA, FLoRIST, HetLoRA, LoraConfig, ZeroPad
@@ -106,6 +106,32 @@ def test_a_client_trains_on_with_what_it_was_handed_cut_to_its_rank(method, wire
             assert torch.equal(seen_B, B)
             assert torch.equal(seen_A[:num_kept], A[:num_kept])
             assert seen_A.any(dim=1).all(), "a component with A = 0 and B = 0 would never train"
+
+
+@pytest.mark.parametrize(("method", "rule"), [("fedit", fedit), ("ffa_lora", ffa_lora)])
+def test_the_sum_of_what_changed_is_the_papers_mean_of_whole_factors(method, rule):
+    history = run_lora_toy(LoraToy(METHODS[method]))
+    for plan in history.plans[:-1]:
+        shares = [visit.share for visit in plan.visits]
+        trained = [sent_back(history, plan.round, visit.client, method) for visit in plan.visits]
+        for index in range(len(history.targets)):
+            mean = rule([adapters[index] for adapters in trained], shares)
+            for visit in plan.visits:
+                _, B, A = history.starts[plan.round + 1, visit.client][index]
+                torch.testing.assert_close(B, mean.B, rtol=0, atol=1e-6)
+                torch.testing.assert_close(A, mean.A, rtol=0, atol=1e-6)
+                assert mean.scaling == 3.0 / 2
+
+
+def sent_back(history: LoraHistory, round: int, client: int, method: str) -> list[Adapter]:
+    """A client's whole adapters after its visit, by module: where it started, and what it sent as changed."""
+    starts, sent = history.starts[round, client], history.uploads[round, client]
+    if method == "ffa_lora":
+        parts = sent.split([B.numel() for _, B, _ in starts])
+        changed = [(part.view_as(B), 0.0) for part, (_, B, _) in zip(parts, starts, strict=True)]
+    else:
+        changed = pairs(history, sent, 2)
+    return [Adapter(B + dB, A + dA, 3.0 / 2) for (_, B, A), (dB, dA) in zip(starts, changed, strict=True)]
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -2,7 +2,7 @@
 
 import json
 
-from benchmarks.harness import Row, median_of, report, table
+from benchmarks.harness import Row, report, table
 
 ROWS = [Row("efficiency", 0.97, "ratio", 0.95), Row("speedup", 1.5, "x", 1.84), Row("seconds", 12.0, "s")]
 
@@ -28,8 +28,3 @@ def test_of_an_error_the_goal_is_the_most():
     ).splitlines()
     assert good.endswith("goal at most 0.1")
     assert bad.endswith("goal at most 0.1  MISSED")
-
-
-def test_one_disturbed_measurement_does_not_move_the_median():
-    seconds = iter([1.0, 90.0, 1.1])
-    assert median_of(lambda: next(seconds), 3) == 1.1

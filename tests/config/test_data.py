@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from parablock_ray.config import load_config, save_resolved
 from parablock_ray.config.data import Arrival
-from parablock_ray.config.presets import PRESETS
+from parablock_ray.config.presets import DATASETS
 from parablock_ray.errors import UserError
 
 MINIMAL = {
@@ -91,7 +91,7 @@ def test_a_mistake_is_one_line(minimal: Path, overrides: list[str], message: str
 
 def test_a_preset_stands_for_its_columns(minimal: Path, tmp_path: Path) -> None:
     config = load_config(minimal, ["data.columns=gsm8k"])
-    assert config.data.columns == PRESETS["gsm8k"].columns
+    assert config.data.columns == DATASETS["gsm8k"].columns
     save_resolved(config, tmp_path / "saved.yaml")
     assert load_config(tmp_path / "saved.yaml", []) == config
 

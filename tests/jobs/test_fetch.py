@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parablock_ray.errors import RunFailed, UserError
-from parablock_ray.jobs import pack
+from parablock_ray.jobs import print_folder
 from parablock_ray.jobs.fetch import refuse_used, unpack
-from parablock_ray.jobs.pack import packed
+from parablock_ray.jobs.print_folder import packed
 
 FILES = st.dictionaries(st.sampled_from(["a", "b/c", "b/d", "e/f/g"]), st.binary(max_size=50))
 
@@ -47,7 +47,7 @@ def test_small_files_come_first_and_none_is_forgotten(
 
 def test_it_runs_as_a_script_without_the_package(tmp_path: Path) -> None:
     folder = written(tmp_path / "there", {"summary.json": b"{}"})
-    script = Path(pack.__file__).read_text()
+    script = Path(print_folder.__file__).read_text()
     command = [sys.executable, "-I", "-S", "-c", script, str(folder), "100"]
     told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     unpack(json.loads(told), tmp_path / "here")

@@ -45,7 +45,14 @@ def files_in(folder: Path) -> set[str]:
 
 
 def test_the_config_and_what_it_names_by_relative_paths_go_along(here: Path, tmp_path: Path) -> None:
-    for name in ("model/config.json", "model/.git/objects/pack", "model/.gitignore", "questions.jsonl", "links.csv"):
+    for name in (
+        "model/config.json",
+        "model/.git/objects/pack",
+        "model/.gitignore",
+        "questions.jsonl",
+        "links.csv",
+        "lossy/events.jsonl",
+    ):
         (here / name).parent.mkdir(parents=True, exist_ok=True)
         (here / name).write_text(name)
     wanted = config(
@@ -53,12 +60,14 @@ def test_the_config_and_what_it_names_by_relative_paths_go_along(here: Path, tmp
         "evaluation.tasks=[held_out]",
         "evaluation.during=['gsm8k=questions.jsonl']",
         "network.trace=links.csv",
+        "clients.participation=lossy/events.jsonl",
     )
     job = staged(tmp_path, wanted)
     assert files_in(job) == {
         "config.yaml",
         "data/train.jsonl",
         "links.csv",
+        "lossy/events.jsonl",
         "model/config.json",
         "questions.jsonl",
     }

@@ -1,13 +1,19 @@
 """The command line of `parablock submit`, as far as it goes without a cluster."""
 
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from ray.job_submission import JobDetails, JobStatus, JobType
 from typer.testing import CliRunner, Result
 
 from parablock_ray import cli
-from parablock_ray.jobs.command import Job, failure
+from parablock_ray.config import load_config
+from parablock_ray.errors import RunFailed, UserError
+from parablock_ray.jobs.command import Job, failure, find_job, stop_job, submit_job
+from parablock_ray.jobs.fetch import fetch
 from parablock_ray.jobs.follow import exit_code
 
 NOWHERE = "http://127.0.0.1:1"
@@ -60,6 +66,53 @@ def test_a_used_folder_is_refused_before_the_job_starts(configs: Path, tmp_path:
 )
 def test_the_exit_code_is_the_jobs_own(status: JobStatus, code: int | None, expected: int) -> None:
     assert exit_code(ended(status, code=code)) == expected
+
+
+class Losing:
+    """A client of a cluster that goes away at one request; `told`: what Ray's client raises then."""
+
+    def __init__(self, lost_at: str, told: Exception) -> None:
+        self._lost_at, self._told = lost_at, told
+
+    def __getattr__(self, request: str) -> Callable[..., Any]:
+        def answer(*arguments: object, **options: object) -> Any:
+            if request == self._lost_at:
+                raise self._told
+            info = ended(JobStatus.SUCCEEDED)
+            known = SimpleNamespace(status=info.status, message="", metadata={"out": "out", "python": "python"})
+            return known if request == "get_job_info" else "an-id"
+
+        return answer
+
+
+@pytest.mark.parametrize("told", [ConnectionError("refused"), RuntimeError("Request failed with status code 500: .")])
+@pytest.mark.parametrize(
+    ("request_name", "call"),
+    [
+        ("submit_job", lambda client, config, folder: submit_job(client, config, "python", {}, False)),
+        ("get_job_info", lambda client, config, folder: find_job(client, "parablock-1", "--attach")),
+        ("stop_job", lambda client, config, folder: stop_job(client, "parablock-1")),
+        ("submit_job", lambda client, config, folder: fetch(client, "parablock-1", "python", "out", folder)),
+        ("get_job_info", lambda client, config, folder: fetch(client, "parablock-1", "python", "out", folder)),
+        ("get_job_logs", lambda client, config, folder: fetch(client, "parablock-1", "python", "out", folder)),
+    ],
+    ids=["submit", "find", "stop", "fetch", "wait", "logs"],
+)
+def test_a_cluster_that_goes_away(
+    configs: Path, tmp_path: Path, told: Exception, request_name: str, call: Callable[..., object]
+) -> None:
+    config = load_config(configs / "quickstart.yaml", [])
+    with pytest.raises(
+        RunFailed, match=r"^the cluster no longer answers \(.*\); job parablock-\w+ may still run"
+    ) as lost:
+        call(Losing(request_name, told), config, tmp_path)
+    assert str(told) in str(lost.value)
+
+
+def test_a_job_that_is_not_there() -> None:
+    client: Any = Losing("get_job_info", RuntimeError("Request failed with status code 404: Job a does not exist."))
+    with pytest.raises(UserError, match=r"^--attach: the cluster has no job a$"):
+        find_job(client, "a", "--attach")
 
 
 def test_a_failure_is_told_once() -> None:

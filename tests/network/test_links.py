@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from parablock_ray.config.network import PRESETS, NetworkConfig
+from parablock_ray.config.network import LINK_PRESETS, NetworkConfig
 from parablock_ray.errors import UserError
 from parablock_ray.network.links import FREE, client_links, compute_factors, paced_links, server_link
 
@@ -64,12 +64,12 @@ def test_the_servers_line() -> None:
     assert (limited.up_mbps, limited.down_mbps) == (30, float("inf"))
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", LINK_PRESETS)
 def test_a_preset_fills_in_what_is_left_out(preset: str) -> None:
     filled = network(preset=preset)
-    assert {key: getattr(filled, key) for key in PRESETS[preset]} == PRESETS[preset]
+    assert {key: getattr(filled, key) for key in LINK_PRESETS[preset]} == LINK_PRESETS[preset]
     own = network(preset=preset, up_mbps=3)
-    assert (own.up_mbps, own.down_mbps) == (3, PRESETS[preset]["down_mbps"])
+    assert (own.up_mbps, own.down_mbps) == (3, LINK_PRESETS[preset]["down_mbps"])
 
 
 def test_a_trace_has_every_clients_figures(tmp_path: Path) -> None:

@@ -44,6 +44,9 @@ def run_folder(
         "status": "done",
         "method": config.method.name,
         "seed": config.seed,
+        "num_rounds": len(losses),
+        "num_clients": config.clients.num,
+        "num_workers": 2,
         "loss_before": 4.0,
         "loss_after": losses[-1],
         "seconds": len(losses) * round_s,
@@ -51,6 +54,7 @@ def run_folder(
         "seconds_mode": config.network.mode,
         "overlap_efficiency": 1.0,
         **{key: value * len(losses) for key, value in traffic.items()},
+        "server_s": 0.1 * len(losses),
         "weights_sha256": "0123456789abcdef" * 4,
         "versions": VERSIONS,
     }

@@ -117,12 +117,16 @@ def test_what_must_not_be_compared_is_warned_of(tmp_path: Path) -> None:
             run_folder(tmp_path / "a"),
             run_folder(tmp_path / "b", "data.tasks=[gcd]", "network.mode=none", "data.split=iid"),
             run_folder(tmp_path / "c", "model.name=smollm2-135m-instruct", versions={"torch": "2.8.0"}),
+            run_folder(tmp_path / "d", "model.dtype=bfloat16", "data.template=alpaca", "data.max_length=128"),
         ]
     )
     tasks = '["chain_sum", "products", "gcd", "count_primes"], ["gcd"]'
     assert warnings(gathered) == [
         'These runs differ in model.name: "tiny", "smollm2-135m-instruct". Losses must not be compared across it.',
+        'These runs differ in model.dtype: "float32", "bfloat16". Losses must not be compared across it.',
         f"These runs differ in data.tasks: {tasks}. Losses must not be compared across it.",
+        'These runs differ in data.template: "plain", "alpaca". Losses must not be compared across it.',
+        "These runs differ in data.max_length: 512, 128. Losses must not be compared across it.",
         'These runs differ in network.mode: "virtual", "none". Seconds must not be compared across it.',
         "These runs were made with different versions of torch: 2.9.0, 2.8.0.",
     ]

@@ -10,7 +10,7 @@ import pytest
 import ray
 
 from parablock_ray.driver import run
-from parablock_ray.errors import RunFailed
+from parablock_ray.errors import RunFailed, UserError
 from parablock_ray.runtime import cluster as cluster_module
 from parablock_ray.runtime.client import ClientActor
 from parablock_ray.runtime.server import ServerActor
@@ -102,13 +102,16 @@ def test_too_many_deaths(cluster, tmp_path, monkeypatch):
     assert str(failure.value).endswith("; clients.max_replays = 0 others before it were survived, this one is not")
 
 
-def refuse(monkeypatch: pytest.MonkeyPatch, *where: tuple[int, int]) -> None:
+OUT_OF_MEMORY = MemoryError("out of memory")
+
+
+def refuse(monkeypatch: pytest.MonkeyPatch, *where: tuple[int, int], failure: BaseException = OUT_OF_MEMORY) -> None:
     """Training fails of these (round, client)."""
     train = Worker._batches
 
     def batches(self, round, client, num_steps):
         if (round, client) in where:
-            raise MemoryError("out of memory")
+            raise failure
         return train(self, round, client, num_steps)
 
     monkeypatch.setattr(Worker, "_batches", batches)
@@ -156,6 +159,15 @@ def test_who_fails_drops_out_of_its_round_on_ray(cluster, tmp_path, monkeypatch,
     run(config_of(tmp_path / "again", method, ["runtime=serial", "engine.name=torch", log]))
     assert_same_end(tmp_path / "run", tmp_path / "again")
     assert visits(tmp_path / "run" / "events.jsonl")
+
+
+@pytest.mark.parametrize("on_error", ["fail", "drop"])
+def test_a_users_mistake_that_shows_at_a_visit_stays_one(tmp_path, monkeypatch, on_error):
+    """As of `data.per_client`, whose examples are made then: other clients would make it too, so none is left out."""
+    refuse(monkeypatch, (1, 2), failure=UserError("data.tasks: choose another task"))
+    with pytest.raises(UserError) as mistake:
+        run_tiny(tmp_path / "run", [*SERIAL, f"clients.on_error={on_error}"])
+    assert re.fullmatch(r"client 2, round 1, block \d: data.tasks: choose another task", str(mistake.value))
 
 
 def test_too_few_left(tmp_path, monkeypatch):

@@ -112,10 +112,14 @@ def test_every_mistake_of_every_run_is_listed_with_who_makes_it(tmp_path: Path) 
     ]
 
 
-def test_a_trace_that_cannot_be_read_is_a_mistake_too(tmp_path: Path) -> None:
-    runs = {"traced": ["network.mode=virtual", f"network.trace={tmp_path}/none.csv"]}
-    [line] = mistakes(tmp_path, grid=None, runs=runs)
-    assert line.startswith("traced-seed0: network.trace: ")
+def test_a_file_that_cannot_be_read_is_a_mistake_too(tmp_path: Path) -> None:
+    runs = {
+        "traced": ["network.mode=virtual", f"network.trace={tmp_path}/none.csv"],
+        "lossy": [f"clients.participation={tmp_path}/none.jsonl"],
+    }
+    traced, lossy = mistakes(tmp_path, grid=None, runs=runs)
+    assert traced.startswith("traced-seed0: network.trace: ")
+    assert lossy.startswith("lossy-seed0: clients.participation: ")
 
 
 def test_a_config_that_is_not_there(tmp_path: Path) -> None:

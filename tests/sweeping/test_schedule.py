@@ -21,7 +21,16 @@ from parablock_ray.sweeping.schedule import run_all
 from parablock_ray.sweeping.state import claimed, config_file, failure_file, log_file
 from tests.sweeping.files import sweep_file
 
-SUMMARY = {"loss_before": 2.0, "loss_after": 1.5}
+SUMMARY = {
+    "method": "parablock",
+    **dict.fromkeys(("num_rounds", "num_clients", "num_workers", "seconds", "seconds_bound", "overlap_efficiency"), 1),
+    **dict.fromkeys(("bytes_up", "bytes_down", "bytes_catch_up", "server_s"), 1),
+    "loss_before": 2.0,
+    "loss_after": 1.5,
+    "seconds_mode": "none",
+    "weights_sha256": "0" * 64,
+    "versions": {},
+}
 
 # As a run would: its config and summary in its folder. What goes wrong depends on its label.
 STUB = f"""\

@@ -17,6 +17,7 @@ from parablock_ray.tracking.compare import MIN_WIDTH, comparison_table, differen
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 SUMMARY: dict[str, Any] = {
     "status": "done",
+    "num_rounds": 12,
     "num_clients": 4,
     "num_workers": 2,
     "loss_before": 2.0,
@@ -28,6 +29,9 @@ SUMMARY: dict[str, Any] = {
     "bytes_up": 60_000_000,
     "bytes_down": 60_000_000,
     "bytes_catch_up": 3_400_000,
+    "server_s": 1.0,
+    "weights_sha256": "0123456789abcdef" * 4,
+    "versions": {"python": "3.12.1"},
 }
 FASTER = {"loss_after": 1.4, "seconds": 60.0, "seconds_bound": 55.0}
 
@@ -114,3 +118,16 @@ def test_folders_that_cannot_be_compared(tmp_path: Path) -> None:
         assert len(result.stderr.splitlines()) == 1
     with pytest.raises(UserError, match=r"broken/summary\.json: cannot be read: "):
         read_run(broken)
+
+
+A_KEY_LESS = {key: value for key, value in SUMMARY.items() if key != "num_rounds"} | {"method": "parablock"}
+
+
+@pytest.mark.parametrize("told", [{}, [], A_KEY_LESS], ids=["nothing", "no mapping", "a key less"])
+@pytest.mark.parametrize("command", [["compare"], ["export", "--to", "exported"], ["reprice", "network.up_mbps=20"]])
+def test_half_a_summary_is_one_line(tmp_path: Path, command: list[str], told: object) -> None:
+    folder = run_folder(tmp_path / "run")
+    (folder / "summary.json").write_text(json.dumps(told))
+    name, *options = command
+    result = CliRunner().invoke(cli.app, [name, str(folder), *options])
+    assert (result.exit_code, result.stderr) == (2, f"{folder}/summary.json: cut short; run it again\n")

@@ -45,7 +45,7 @@ def test_which_examples_come_first_differs_between_clients_and_seeds():
 
 def test_a_client_weighs_what_it_holds_in_the_round():
     """Fold order, n_i and shares go by the round's own counts."""
-    population = Population((10, 9, 2), per_round=3, seed=0, arrival=SLOWLY)
+    population = Population((10, 9, 2), num_drawn=3, seed=0, arrival=SLOWLY)
     method = make_method(FedBCD(name="fedbcd", num_blocks=1, rounds=10), population)
 
     def visits(round: int) -> list[tuple[int, int]]:
@@ -59,6 +59,6 @@ def test_a_client_weighs_what_it_holds_in_the_round():
 
 def test_fold_order_follows_the_round():
     """A client that holds most in the end need not do so at first: here ties go by id until sizes part."""
-    population = Population((2, 3), per_round=2, seed=0, arrival=Arrival(initial=0.1, every=1, share=0.5))
+    population = Population((2, 3), num_drawn=2, seed=0, arrival=Arrival(initial=0.1, every=1, share=0.5))
     method = make_method(FedBCD(name="fedbcd", num_blocks=1, rounds=10), population)
     assert [[visit.client for visit in method.plan(round).visits] for round in (0, 1)] == [[0, 1], [1, 0]]

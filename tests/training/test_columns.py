@@ -10,7 +10,7 @@ import pytest
 from pyarrow import parquet
 
 from parablock_ray.config.data import DataConfig
-from parablock_ray.config.presets import PRESETS, Columns
+from parablock_ray.config.presets import DATASETS, Columns
 from parablock_ray.errors import UserError
 from parablock_ray.training.rows import Example, Message
 from parablock_ray.training.sources import read_examples
@@ -52,10 +52,10 @@ def write(tmp_path):
 
 
 def test_every_preset_has_a_row_here():
-    assert ROWS_OF.keys() == PRESETS.keys()
+    assert ROWS_OF.keys() == DATASETS.keys()
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", DATASETS)
 def test_a_preset_reads_its_dataset(monkeypatch, name):
     asked = []
 
@@ -64,16 +64,16 @@ def test_a_preset_reads_its_dataset(monkeypatch, name):
         return datasets.Dataset.from_list([ROWS_OF[name]] * 2)
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    preset = PRESETS[name]
+    preset = DATASETS[name]
     expected = named_it(TASK_OF.get(name, preset.hub_name), ROWS_OF[name].get(preset.columns.input, ""))
     assert read_examples(DataConfig(source=name), 0) == [expected] * 2
     assert asked == [(preset.hub_name, preset.subset, preset.split)]
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", DATASETS)
 def test_the_columns_of_a_preset_fit_a_file(write, name):
     [example] = read(write(".jsonl", ROWS_OF[name]), name)
-    assert example == named_it(TASK_OF.get(name, "rows"), ROWS_OF[name].get(PRESETS[name].columns.input, ""))
+    assert example == named_it(TASK_OF.get(name, "rows"), ROWS_OF[name].get(DATASETS[name].columns.input, ""))
 
 
 def test_rows_of_the_hub_without_an_answer_are_left_out_and_counted(monkeypatch, caplog):
@@ -137,7 +137,7 @@ def test_rows_in_no_known_form_lead_to_the_columns(write):
 
 
 def test_columns_of_generated_problems():
-    data = DataConfig(source="reasoning_gym", tasks=("gcd",), num_train=8, columns=PRESETS["gsm8k"].columns)
+    data = DataConfig(source="reasoning_gym", tasks=("gcd",), num_train=8, columns=DATASETS["gsm8k"].columns)
     with pytest.raises(UserError, match=r"data.columns: only for files and hub datasets"):
         read_examples(data, 0)
 
