@@ -10,7 +10,7 @@ import pytest
 import ray
 
 from parablock_ray.driver import run
-from parablock_ray.errors import RunFailed
+from parablock_ray.errors import RunFailed, UserError
 from parablock_ray.runtime import cluster as cluster_module
 from parablock_ray.runtime.client import ClientActor
 from parablock_ray.runtime.server import ServerActor
@@ -156,6 +156,20 @@ def test_who_fails_drops_out_of_its_round_on_ray(cluster, tmp_path, monkeypatch,
     run(config_of(tmp_path / "again", method, ["runtime=serial", "engine.name=torch", log]))
     assert_same_end(tmp_path / "run", tmp_path / "again")
     assert visits(tmp_path / "run" / "events.jsonl")
+
+
+class FullStore(ClientActor):
+    """On a node that has no room for an upload."""
+
+    def _exchange_of(self, client):
+        raise ray.exceptions.ObjectStoreFullError("full")
+
+
+def test_a_full_object_store_is_told_with_the_keys_that_help(cluster, tmp_path, monkeypatch):
+    kill(monkeypatch, FullStore)
+    told = r"client \d, round 0, block \d: the object store of a node is full, .*--object-store-memory.*max_in_flight"
+    with pytest.raises(UserError, match=told):
+        run_tiny(tmp_path / "run", TWO_WORKERS)
 
 
 def test_too_few_left(tmp_path, monkeypatch):
