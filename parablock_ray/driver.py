@@ -234,10 +234,10 @@ def run_rounds(
     def note(event: Event) -> None:
         events.append(event)
         participation.note(event)
-        finished = book.add(event)
+        finished, as_told = book.add(event), as_row(event)
         rows.extend(finished)
         for sink in sinks:
-            sink.event(as_row(event))
+            sink.event(as_told)
             for row in finished:
                 sink.round(row)
         completer.told(event, book.num_complete)

@@ -28,6 +28,7 @@ RANKS = {
     "training": 6,
     "deadlines": 6,
     "participation": 5,
+    "server_memory": 4,
     "reprice": 4,
     "pricing": 3,
     "reporting": 3,

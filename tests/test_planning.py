@@ -20,6 +20,7 @@ from parablock_ray.planning.scenario import Scenario
 from parablock_ray.planning.tables import parts
 from parablock_ray.runtime.base import RunSetup
 from parablock_ray.runtime.serial import SerialRuntime
+from parablock_ray.server_memory import first_traffic, server_bytes
 from parablock_ray.training import worker as worker_module
 from parablock_ray.training.engine import make_engine
 from parablock_ray.training.model import load_model, model_shapes, weights_sha256
@@ -206,6 +207,24 @@ def test_memory_has_its_parts_by_name() -> None:
         "uploads kept, at most": 2 * BLOCK_BYTES,
     }
     assert (worker.process, worker.num_processes, worker.total_bytes) == ("worker", 1, model_bytes + 10 * BLOCK_BYTES)
+
+
+@pytest.mark.parametrize(("limit", "kept"), [("null", 4), ("1", 1), ("3", 3), ("9", 4)])
+def test_memory_of_updates_in_flight(limit: str, kept: int) -> None:
+    _, server = plan_of(*EQUAL[1:], "clients.num=4", "workers.num=1", f"clients.max_in_flight={limit}").memory
+    assert server.parts_bytes["uploads kept, at most"] == kept * BLOCK_BYTES
+
+
+@pytest.mark.parametrize(
+    "method", [[], ["clients.num=4", "clients.per_round=2"], ["method.name=florist", "method.num_blocks=1"]]
+)
+def test_ray_is_asked_for_what_is_told(method: list[str]) -> None:
+    overrides = [*EQUAL[1:], "workers.num=1", *method]
+    _, server = plan_of(*overrides).memory
+    config = load_config(QUICKSTART, overrides)
+    shapes = model_shapes(config.model.name)
+    asked = server_bytes(config, shapes, first_traffic(config, prepare(config).population, shapes))
+    assert sum(asked.values()) == server.total_bytes > 0
 
 
 def test_memory_of_narrow_models_and_other_optimizers() -> None:

@@ -42,6 +42,7 @@ class ClientsConfig(Strict):
     on_error: Literal["fail", "drop"] = "fail"  # of a client's training
     on_death: Literal["replay", "drop", "fail"] = "replay"  # of a process or node
     max_replays: NonNegativeInt = 5  # so many deaths does a run survive
+    max_in_flight: PositiveInt | None = None  # updates that the server holds at a time; None: as they come
     min_participants: PositiveInt = 1  # with fewer left in a round the run ends
     deadline_s: PositiveFloat | None = None  # who takes longer to train and send has no part in the round
     over_sample: NonNegativeInt = 0  # so many are drawn beyond per_round, of whom the first count
@@ -161,6 +162,15 @@ class Config(Strict):
             raise ValueError(
                 f"network.exchange: must be store_and_forward with method.name={self.method.name}, whose server needs "
                 "whole adapters before it can publish a chunk (got cut_through)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _only_sums_hold_a_few(self) -> "Config":
+        if self.clients.max_in_flight is not None and not self.method.by_chunk:
+            raise ValueError(
+                f"clients.max_in_flight: leave it out with method.name={self.method.name}, whose server needs the "
+                f"adapters of the whole round at once (got {self.clients.max_in_flight})"
             )
         return self
 

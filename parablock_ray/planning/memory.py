@@ -7,14 +7,13 @@ from dataclasses import dataclass
 import torch
 
 from parablock_ray.algorithms.adapters import Target, all_ranks, find_targets
-from parablock_ray.algorithms.aggregate import new_server_state
 from parablock_ray.algorithms.lora_methods import starts_afresh
 from parablock_ray.algorithms.methods import trains_adapters
 from parablock_ray.config.lora import CollectingMethod, FedExLoRA
 from parablock_ray.planning.scenario import Scenario
+from parablock_ray.server_memory import FP32_BYTES, Traffic, server_bytes, target_params
 
 EXCLUDED = "activations, and what Python, torch and Ray take themselves"
-_FP32_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -43,17 +42,17 @@ def _worker_bytes(scenario: Scenario) -> dict[str, int]:
     method, model_dtype = scenario.config.method, getattr(torch, scenario.config.model.dtype)
     adapters = trains_adapters(method)
     trained_dtype: torch.dtype = torch.float32 if adapters else model_dtype
-    is_narrow = trained_dtype.itemsize < _FP32_BYTES  # then there are fp32 masters beside the parameters
+    is_narrow = trained_dtype.itemsize < FP32_BYTES  # then there are fp32 masters beside the parameters
     sizes = sorted((block.num_params for block in scenario.layout.blocks), reverse=True)
     parts = {
         "model": scenario.num_params * model_dtype.itemsize,
-        "adapters, fp32": _adapter_params(scenario) * _FP32_BYTES if adapters else 0,
-        "clean copies, fp32": _copied_params(scenario, sizes, is_narrow) * _FP32_BYTES,
-        "masters, fp32": sizes[0] * _FP32_BYTES if is_narrow else 0,
-        "gradients": sizes[0] * (trained_dtype.itemsize + (_FP32_BYTES if is_narrow else 0)),
-        "Adam moments, fp32": 2 * sizes[0] * _FP32_BYTES if method.local_optimizer == "adamw" else 0,
-        "FedProx anchors, fp32": sizes[0] * _FP32_BYTES if method.prox_mu > 0 else 0,
-        "trained block, fp32": sizes[0] * _FP32_BYTES,
+        "adapters, fp32": _adapter_params(scenario) * FP32_BYTES if adapters else 0,
+        "clean copies, fp32": _copied_params(scenario, sizes, is_narrow) * FP32_BYTES,
+        "masters, fp32": sizes[0] * FP32_BYTES if is_narrow else 0,
+        "gradients": sizes[0] * (trained_dtype.itemsize + (FP32_BYTES if is_narrow else 0)),
+        "Adam moments, fp32": 2 * sizes[0] * FP32_BYTES if method.local_optimizer == "adamw" else 0,
+        "FedProx anchors, fp32": sizes[0] * FP32_BYTES if method.prox_mu > 0 else 0,
+        "trained block, fp32": sizes[0] * FP32_BYTES,
         "deltas pending or under way": _pending_bytes(scenario),
     }
     return {name: num_bytes for name, num_bytes in parts.items() if num_bytes}
@@ -71,17 +70,13 @@ def _copied_params(scenario: Scenario, sizes: Sequence[int], is_narrow: bool) ->
     if isinstance(method, CollectingMethod):
         is_merged = isinstance(method, FedExLoRA) or starts_afresh(method)
         is_kept = is_merged and scenario.config.model.dtype != "float32"
-        return _target_params(scenario) if method.staleness > 0 or is_kept else 0
+        return target_params(scenario.config, scenario.shapes) if method.staleness > 0 or is_kept else 0
     # A visit touches its own block and those of its pending deltas; a narrow model's fp32 values are kept throughout.
     return sum(sizes) if is_narrow else sum(sizes[: 1 + method.staleness])
 
 
 def _targets(scenario: Scenario) -> Sequence[Target]:
     return find_targets(scenario.shapes, scenario.config.method.lora.target_modules)
-
-
-def _target_params(scenario: Scenario) -> int:
-    return sum(target.m * target.n for target in _targets(scenario))
 
 
 def _pending_bytes(scenario: Scenario) -> int:
@@ -96,38 +91,16 @@ def _pending_bytes(scenario: Scenario) -> int:
 
 
 def _server_bytes(scenario: Scenario) -> dict[str, int]:
-    parts = {"master model, fp32": scenario.num_params * _FP32_BYTES} | _method_bytes(scenario)
-    return {name: num_bytes for name, num_bytes in parts.items() if num_bytes}
+    loads = scenario.loads
+    most = Traffic(
+        uploads=max(sum(visit.up_bytes for visit in load.visits) for load in loads),
+        upload=max(visit.up_bytes for load in loads for visit in load.visits),
+        download=max(visit.down_bytes for load in loads for visit in load.visits),
+    )
+    return server_bytes(scenario.config, scenario.shapes, most)
 
 
 def _evaluator_bytes(scenario: Scenario) -> dict[str, int]:
     """Snapshots are in the object store, at most one for each round that is judged."""
     is_used = scenario.config.evaluation.every is not None
-    return {"judged model, fp32": scenario.num_params * _FP32_BYTES} if is_used else {}
-
-
-def _method_bytes(scenario: Scenario) -> dict[str, int]:
-    """What the server holds beside the model."""
-    method, layout = scenario.config.method, scenario.layout
-    # With cut_through all of them until the commit; with store_and_forward those that wait for their turn.
-    uploads = max(sum(visit.up_bytes for visit in load.visits) for load in scenario.loads)
-    frozen = _target_params(scenario) * _FP32_BYTES if trains_adapters(method) else 0
-    if isinstance(method, CollectingMethod):
-        most_down = max(visit.down_bytes for load in scenario.loads for visit in load.visits)
-        return {
-            "adapted weights without factors, fp32": 0 if starts_afresh(method) else frozen,
-            "new adapters, of rounds not forgotten": (2 + method.staleness) * most_down,
-            "uploads of a round": (1 + method.staleness) * uploads,
-        }
-    largest = max(block.num_params for block in layout.blocks)
-    num_trained = layout.num_params - layout.num_frozen_params
-    num_vectors = len(new_server_state(method.server_optimizer, 0, torch.float32))
-    return {
-        "adapted weights without factors, fp32": frozen,
-        "adapters, fp32": num_trained * _FP32_BYTES if trains_adapters(method) else 0,
-        "previous values, fp32": method.staleness * largest * _FP32_BYTES,
-        # A sum for each round that clients may be in, and the value that the oldest of them is stepped into.
-        "sums and new value, fp32": (method.staleness + 2) * largest * _FP32_BYTES,
-        "server optimizer, fp32": num_vectors * num_trained * _FP32_BYTES,
-        "uploads kept, at most": uploads,
-    }
+    return {"judged model, fp32": scenario.num_params * FP32_BYTES} if is_used else {}

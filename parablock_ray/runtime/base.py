@@ -28,7 +28,7 @@ class RunSetup:
 
 @dataclass(frozen=True)
 class RuntimeInfo:
-    """What the driver learns once everything is up. Client i lives on worker i mod num_workers."""
+    """What the driver learns once everything is up."""
 
     num_workers: int
 
@@ -106,7 +106,7 @@ class Runtime(Protocol):
 
 
 def worker_of(client: int, num_workers: int) -> int:
-    """A client stays with its worker, since its pending deltas are there."""
+    """Where a client goes as long as nothing else is known: see `Assignment`."""
     return client % num_workers
 
 

@@ -7,7 +7,7 @@ own, and only the exchange lives on the loop.
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,9 +20,10 @@ from torch import Tensor
 from parablock_ray.algorithms.base import RoundPlan, Visit
 from parablock_ray.algorithms.population import Attendance
 from parablock_ray.algorithms.wire import Wire
+from parablock_ray.errors import UserError
 from parablock_ray.network.links import Link
 from parablock_ray.runtime.base import RunSetup, worker_of
-from parablock_ray.runtime.exchange import Exchange, Inbox, from_payload
+from parablock_ray.runtime.exchange import FULL, STORE_FULL, Exchange, Inbox, Outbox, from_payload
 from parablock_ray.runtime.memory import ProcessMemory, limit_device_memory, peak_rss_bytes, process_memory
 from parablock_ray.tracking.events import Dropped, Phase, Span
 from parablock_ray.training.worker import Worker, named
@@ -54,9 +55,10 @@ class ClientActor:
         self._wire = Wire.of(config.network)
         self._thread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(config.workers.threads,))
         self._setup = setup
-        self._plans: asyncio.Queue[RoundPlan] = asyncio.Queue()
+        self._plans: asyncio.Queue[tuple[RoundPlan, Collection[int]]] = asyncio.Queue()
         self._attendance = Attendance(all_start=not setup.population.is_sampled)
         self._inbox = Inbox(server, self._wire.dtype, lambda fetch: self._tasks.create_task(fetch))
+        self._outbox = Outbox(server, is_limited=config.clients.max_in_flight is not None)
         self._exchanges: dict[int, Exchange] = {}
         self._under_way: defaultdict[int, dict[int, asyncio.Event]] = defaultdict(dict)  # client → round → is it over
         self._committed: dict[int, asyncio.Task[None]] = {}  # round → it is; one call waits for all clients
@@ -95,13 +97,14 @@ class ClientActor:
         for plan, visit, payload in await self._server.pending.remote(self._index):
             self._worker.remember(plan, visit, from_payload(payload, self._wire.dtype))
 
-    async def submit(self, plan: RoundPlan) -> None:
-        """Queue a round. Every worker gets every plan, also those in which none of its clients takes part.
+    async def submit(self, plan: RoundPlan, clients: Collection[int]) -> None:
+        """Queue a round, in which these clients visit this worker. Every worker gets every plan, also those in which
+        none does.
 
         Rounds must come in order: Ray may carry out calls to an async actor in another order than that of sending,
         so each call is waited for before the next.
         """
-        self._plans.put_nowait(plan)
+        self._plans.put_nowait((plan, clients))
 
     async def peak_rss_bytes(self) -> int:
         return peak_rss_bytes()
@@ -120,9 +123,9 @@ class ClientActor:
     async def _prepare_rounds(self, rounds: "asyncio.Queue[_Round]") -> None:
         """Each round as soon as it is planned: what its clients must download first need not wait for the trainer."""
         while True:
-            plan = await self._plans.get()
+            plan, clients = await self._plans.get()
             self._attendance.note(plan)
-            visits = [visit for visit in plan.visits if worker_of(visit.client, self._num_workers) == self._index]
+            visits = [visit for visit in plan.visits if visit.client in clients]
             for visit in visits:
                 self._under_way[visit.client][plan.round] = asyncio.Event()
             behind = [visit.client for visit in visits if self._is_behind(plan, visit)]
@@ -226,7 +229,10 @@ class ClientActor:
         """The exchange task of one visit. It ends the visit, so it reports all of it, in one message."""
         chunks = [upload[start:end] for start, end in self._wire.bounds(upload.numel())]
         with named(plan, visit):
-            exchanged = await self._exchange_of(visit.client).run(plan, visit.variant, chunks)
+            try:
+                exchanged = await self._exchange_of(visit.client).run(plan, visit.variant, chunks)
+            except FULL:  # here, or of what the server publishes
+                raise UserError(STORE_FULL) from None
         self._end_exchange(plan.round, visit.client)
         # Nobody's next round waits until it is told.
         self._reports.put_nowait([*self._spans.pop((plan.round, visit.client)), *exchanged])
@@ -254,7 +260,7 @@ class ClientActor:
     def _exchange_of(self, client: int) -> Exchange:
         if client not in self._exchanges:
             link = self._links[client]
-            self._exchanges[client] = Exchange(client, self._index, link, self._pipeline, self._server, self._inbox)
+            self._exchanges[client] = Exchange(client, self._index, link, self._pipeline, self._outbox, self._inbox)
         return self._exchanges[client]
 
     async def _run(self, work: Callable[[], T]) -> T:

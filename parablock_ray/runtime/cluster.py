@@ -21,30 +21,31 @@ from parablock_ray.config import Config
 from parablock_ray.errors import ProcessDied, RunFailed, UserError
 from parablock_ray.evaluation.evaluator import Evaluated
 from parablock_ray.network.links import paced_links
-from parablock_ray.runtime.base import FinalState, RunSetup, RuntimeInfo, worker_of
+from parablock_ray.runtime.assignment import Assignment
+from parablock_ray.runtime.base import FinalState, RunSetup, RuntimeInfo
 from parablock_ray.runtime.client import ClientActor
 from parablock_ray.runtime.evaluator import EvaluatorActor
+from parablock_ray.runtime.exchange import FULL, STORE_FULL
 from parablock_ray.runtime.memory import ProcessMemory, peak_rss_bytes
 from parablock_ray.runtime.placement import (
+    NodeResources,
     Placement,
     has_core_to_spare,
     nodes,
     placement,
     reserve,
+    server_node,
     usable_cpus,
+    without,
 )
 from parablock_ray.runtime.server import ServerActor
+from parablock_ray.server_memory import first_traffic, server_bytes
 from parablock_ray.tracking.events import Committed, Dropped, Event
+from parablock_ray.training.model import model_shapes
 
 _CONNECT_TIMEOUT_S = 5.0
 _PING_S = 5.0  # for an answer of a process that may be dead
 _MAX_CONCURRENT_CALLS = 10_000  # long polls of many clients wait side by side in an actor
-_STORE_FULL = (
-    "the object store of a node is full, where weights and data are on their way: give it more memory "
-    "(`ray start --object-store-memory BYTES`, and /dev/shm of a container at least as large), or use fewer clients a "
-    "round, or smaller blocks"
-)
-_NAMED_CLIENTS = 20  # of a worker at most, in messages
 
 
 class RayRuntime:
@@ -57,6 +58,7 @@ class RayRuntime:
         self._owns_cluster = False
         self._server: Any = None  # actor handles, whose methods Ray makes up
         self._workers: list[Any] = []
+        self._assignment: Assignment | None = None  # not before the number of workers is known
         self._places: PlacementGroup | None = None
         self._runs: list[ray.ObjectRef] = []
         self._news: ray.ObjectRef | None = None
@@ -73,16 +75,25 @@ class RayRuntime:
         self._owns_cluster = connect(config)
         setup = self._shared(self._setup)
         links = self._shared(paced_links(config.network, config.clients.num, config.seed))
-        placed = self._placement(setup, links)
-        self._places = reserve(config.workers, placed)
+        server_memory, there = self._server_memory(), nodes()
+        server_on = server_node(there, ray.get_runtime_context().get_node_id(), server_memory)
+        placed = self._placement(setup, links, without(there, server_on, server_memory))
         num_workers = placed.num_workers
-        # It shares the driver's run folder; an actor that asks for nothing Ray would put on any node.
-        beside_driver = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self._assignment = Assignment(num_workers)
         self._server = (
             ray.remote(ServerActor)
-            .options(num_cpus=0, scheduling_strategy=beside_driver, **self._named("server"), **self._common_options())
+            .options(
+                num_cpus=0,
+                memory=server_memory,
+                scheduling_strategy=NodeAffinitySchedulingStrategy(server_on.node_id, soft=False),
+                **self._named("server"),
+                **self._common_options(),
+            )
             .remote(setup, num_workers, str(Path(config.out).resolve()))
         )
+        if placed.memory_bytes:  # the server's share is kept before workers fill the rest
+            self._get(self._server.peak_rss_bytes.remote())
+        self._places = reserve(config.workers, placed)
         self._workers = [
             self._client_actor(placed, index, f"worker-{index}").remote(setup, index, num_workers, links, self._server)
             for index in range(num_workers)
@@ -96,10 +107,19 @@ class RayRuntime:
         self._runs = [worker.run.remote() for worker in self._workers]
         return cast(RuntimeInfo, info)
 
-    def _placement(self, setup: ray.ObjectRef, links: ray.ObjectRef) -> Placement:
+    def _server_memory(self) -> int:
+        """Bytes that Ray keeps for the server: as `parablock plan` tells them."""
+        config, population, shapes = (
+            self._setup.config,
+            self._setup.population,
+            model_shapes(self._setup.config.model.name),
+        )
+        return sum(server_bytes(config, shapes, first_traffic(config, population, shapes)).values())
+
+    def _placement(self, setup: ray.ObjectRef, links: ray.ObjectRef, there: Sequence[NodeResources]) -> Placement:
         """As the config has it; where it leaves the number open, by the memory that a worker takes when it is tried."""
         config = self._setup.config
-        placed = placement(config, nodes(), measured=None)
+        placed = placement(config, there, measured=None)
         if config.workers.num != "auto" or (placed.num_workers == 1 and not placed.gpus_each):
             return placed
         self._places = reserve(config.workers, replace(placed, num_workers=1))
@@ -107,7 +127,7 @@ class RayRuntime:
         measured: ProcessMemory = self._get(trial.try_out.remote(), "the trial worker")
         ray.kill(trial)
         remove_placement_group(self._places)
-        return placement(config, nodes(), measured)
+        return placement(config, there, measured)
 
     def _client_actor(self, placed: Placement, index: int, role: str) -> Any:
         """At the place of that index among those reserved."""
@@ -145,7 +165,12 @@ class RayRuntime:
         self._get(self._server.open.remote(plan))
         if self._started_s is None:
             self._started_s = time.time() - self._clock_s
-        for index, submitted in enumerate([worker.submit.remote(plan) for worker in self._workers]):
+        assert self._assignment is not None
+        clients: list[set[int]] = [set() for _ in self._workers]
+        for visit, worker in zip(plan.visits, self._assignment.assign(plan), strict=True):
+            clients[worker].add(visit.client)
+        asked = [worker.submit.remote(plan, its) for worker, its in zip(self._workers, clients, strict=True)]
+        for index, submitted in enumerate(asked):
             self._get(submitted, self._worker_name(index))  # before the next round: see ClientActor.submit
         if self._setup.config.evaluation.is_due(plan.round):
             self._snapshots.append((plan.round, self._server.snapshot.remote(plan.round)))
@@ -154,6 +179,8 @@ class RayRuntime:
 
     def restore(self, saved: Checkpoint, plans: Sequence[RoundPlan], clock_s: float) -> None:
         self._clock_s = clock_s
+        assert self._assignment is not None
+        self._assignment.restore(plans)
         shared = ray.put(list(plans))
         self._get(self._server.restore.remote(replace(saved, folder=saved.folder.resolve()), shared))
         for index, restored in enumerate([worker.restore.remote(shared) for worker in self._workers]):
@@ -179,6 +206,9 @@ class RayRuntime:
                 self._get(reference, self._worker_name(self._runs.index(reference)))  # it only returns by raising
                 raise AssertionError("a worker stopped without an error")
         events, self._news = self._get(self._news), None
+        assert self._assignment is not None
+        for event in events:
+            self._assignment.note(event)
         return [_since(event, self._started_s) for event in events]
 
     def evaluations(self) -> Sequence[Evaluated]:
@@ -232,8 +262,8 @@ class RayRuntime:
     def _shared(self, value: Any) -> ray.ObjectRef:
         try:
             return ray.put(value)
-        except ray.exceptions.ObjectStoreFullError:
-            raise UserError(_STORE_FULL) from None
+        except FULL:
+            raise UserError(STORE_FULL) from None
 
     def _get(self, reference: ray.ObjectRef, process: str = "the server") -> Any:
         """The value that `process` answers with; what failed there, as RunFailed with the remote traceback."""
@@ -244,8 +274,8 @@ class RayRuntime:
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, UserError):
                 raise error.cause from None
-            if isinstance(error.cause, ray.exceptions.ObjectStoreFullError):
-                raise UserError(_STORE_FULL) from None
+            if isinstance(error.cause, FULL):
+                raise UserError(STORE_FULL) from None
             self._raise_if_died()
             first_line = str(error.cause).partition("\n")[0]
             whose = "" if isinstance(error.cause, RunFailed) else f"{process}: "  # a client's work says it itself
@@ -256,10 +286,11 @@ class RayRuntime:
 
     def _raise_if_died(self) -> None:
         """What failed may be the echo of another process that is gone. Raises ProcessDied."""
+        hosted = [] if self._assignment is None else map(self._assignment.hosted, range(len(self._workers)))
         processes: list[tuple[str, Any, Sequence[int]]] = [
             ("the server", self._server, []),
             ("the evaluator", self._evaluator, []),
-            *((self._worker_name(index), worker, self._hosted(index)) for index, worker in enumerate(self._workers)),
+            *((self._worker_name(i), self._workers[i], clients) for i, clients in enumerate(hosted)),
         ]
         found = [(name, clients, _death(actor)) for name, actor, clients in processes if actor is not None]
         died = [(name, clients, death) for name, clients, death in found if death is not None]
@@ -268,15 +299,10 @@ class RayRuntime:
             raise ProcessDied(told, [client for _, clients, _ in died for client in clients]) from None
 
     def _worker_name(self, index: int) -> str:
-        """A worker for people: by the clients whose work it does."""
-        first = [client for client in range(_NAMED_CLIENTS * len(self._workers)) if self._hosts(index, client)]
-        return f"worker {index} (clients {textwrap.shorten(', '.join(map(str, first)), 40, placeholder=' …')})"
-
-    def _hosts(self, index: int, client: int) -> bool:
-        return client < self._setup.config.clients.num and worker_of(client, len(self._workers)) == index
-
-    def _hosted(self, index: int) -> list[int]:
-        return [client for client in range(self._setup.config.clients.num) if self._hosts(index, client)]
+        """A worker for people: by the clients whose work it does, or would do in the first round."""
+        assert self._assignment is not None
+        hosted = self._assignment.hosted(index) or self._assignment.at_home(index, self._setup.config.clients.num)
+        return f"worker {index} (clients {textwrap.shorten(', '.join(map(str, hosted)), 40, placeholder=' …')})"
 
 
 def connect(config: Config) -> bool:

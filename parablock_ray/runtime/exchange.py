@@ -20,6 +20,15 @@ from parablock_ray.algorithms.base import RoundPlan, Update
 from parablock_ray.network.links import Line, Link
 from parablock_ray.tracking.events import Phase, Span
 
+# Ray tells the first where it may not spill to the disk, the second where the disk has no room either.
+FULL = (ray.exceptions.ObjectStoreFullError, ray.exceptions.OutOfDiskError)
+STORE_FULL = (
+    "the object store of a node is full, where weights and data are on their way, and so is the disk beside it. Either "
+    "give the store more memory (`ray start --object-store-memory BYTES`, and /dev/shm of a container at least as "
+    "large), or let less be under way: clients.max_in_flight, fewer clients.per_round, more method.num_blocks, or a "
+    "narrower network.wire_dtype"
+)
+
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
 
@@ -141,15 +150,61 @@ class Inbox:
                 stream.put(Arrival(await reference, published_s), is_last)
 
 
+@dataclass(frozen=True)
+class ChunkSent:
+    """Which of how many chunks of whose upload."""
+
+    round: int
+    client: int
+    chunk: int
+    num_chunks: int
+
+
+class Outbox:
+    """What a worker's clients send. One message to the server at a time; what is ready meanwhile goes with the next:
+    with many clients a call for each chunk costs more than the chunk.
+
+    `is_limited`: the server takes so many updates at a time, and has to be asked.
+    """
+
+    def __init__(self, server: ray.actor.ActorHandle, is_limited: bool) -> None:
+        self._server = server
+        self._is_limited = is_limited
+        self._ready: list[tuple[ChunkSent, ray.ObjectRef]] = []
+        self._sending = asyncio.Lock()
+
+    async def room(self, round: int, client: int) -> None:
+        """Until the server takes this client's upload."""
+        if self._is_limited:
+            await self._server.room.remote(round, client)
+
+    async def deliver(self, sent: ChunkSent, reference: ray.ObjectRef) -> None:
+        """Answers when the server has it."""
+        mine = sent, reference
+        self._ready.append(mine)
+        async with self._sending:
+            if mine not in self._ready:
+                return  # it went with another
+            ready, self._ready = self._ready, []
+            # The references apart from each other: only then does Ray send what is behind them.
+            await self._server.receive_all.remote([each for each, _ in ready], *[chunk for _, chunk in ready])
+
+
 class Exchange:
     """One client's communication: uploads and downloads in order, `serial` (one thread for both) or `duplex`."""
 
     def __init__(
-        self, client: int, worker: int, link: Link, pipeline: str, server: ray.actor.ActorHandle, inbox: Inbox
+        self,
+        client: int,
+        worker: int,
+        link: Link,
+        pipeline: str,
+        outbox: Outbox,
+        inbox: Inbox,
     ) -> None:
         self._client = client
         self._worker = worker
-        self._server = server
+        self._outbox = outbox
         self._inbox = inbox
         self._link = link
         self._up = Line()
@@ -175,6 +230,7 @@ class Exchange:
         return self._span("catch_up", plan, start_s, num_bytes)
 
     async def _upload(self, plan: RoundPlan, chunks: list[Tensor]) -> Span:
+        await self._outbox.room(plan.round, self._client)
         ready_s = time.time()
         # All at once, as the recurrence has it: on a half-duplex line no download may come between the chunks.
         passes = [self._up.take(ready_s, self._link.up_s(chunk.nbytes)) for chunk in chunks]
@@ -182,13 +238,14 @@ class Exchange:
         for index, chunk in enumerate(chunks):
             reference = ray.put(as_payload(chunk))  # before the wait: the copy hides behind the link
             await _until(passes[index][1])
-            sends.append(asyncio.create_task(self._deliver(plan.round, index, reference)))
+            sent = ChunkSent(plan.round, self._client, index, len(chunks))
+            sends.append(asyncio.create_task(self._deliver(sent, reference)))
         await asyncio.gather(*sends)
         return self._span("upload", plan, passes[0][0], sum(chunk.nbytes for chunk in chunks))
 
-    async def _deliver(self, round: int, chunk: int, reference: ray.ObjectRef) -> None:
+    async def _deliver(self, sent: ChunkSent, reference: ray.ObjectRef) -> None:
         await asyncio.sleep(self._link.latency_s)
-        await self._server.receive.remote(round, self._client, chunk, reference)
+        await self._outbox.deliver(sent, reference)
 
     async def _download(self, plan: RoundPlan, variant: int) -> Span:
         """What the round brings, chunk after chunk, each as soon as it is published and the line is free."""

@@ -4,7 +4,7 @@ import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import floor
 from pathlib import Path
 
@@ -31,6 +31,7 @@ class NodeResources:
     num_cpus: int
     num_gpus: int
     memory_bytes: float = math.inf
+    node_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,33 @@ class Placement:
 
 def nodes() -> list[NodeResources]:
     """The nodes of the cluster that are alive."""
-    resources = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    found = [(node["Resources"], node["NodeID"]) for node in ray.nodes() if node["Alive"]]
     return [
-        NodeResources(int(each.get("CPU", 0)), int(each.get("GPU", 0)), each.get("memory", math.inf))
-        for each in resources
+        NodeResources(int(each.get("CPU", 0)), int(each.get("GPU", 0)), each.get("memory", math.inf), node_id)
+        for each, node_id in found
     ]
+
+
+def server_node(nodes: Sequence[NodeResources], driver_node_id: str, memory_bytes: int) -> NodeResources:
+    """Where the server goes: beside the driver, whose run folder it shares, or where the most memory is.
+
+    Raises UserError where no node has so much.
+    """
+    preferred = sorted(nodes, key=lambda node: (node.node_id != driver_node_id, -node.memory_bytes))
+    for node in preferred:
+        if node.memory_bytes >= memory_bytes:
+            return node
+    most = max((node.memory_bytes for node in nodes), default=0.0)
+    raise UserError(
+        f"the server needs {memory_bytes / 1e9:.2f} GB of memory (`parablock plan` tells for what), and the largest of "
+        f"{len(nodes)} node(s) has {most / 1e9:.2f} GB for Ray: start one with more (`ray start --memory BYTES`), "
+        "raise method.num_blocks, or set clients.max_in_flight"
+    )
+
+
+def without(nodes: Sequence[NodeResources], taken: NodeResources, memory_bytes: int) -> list[NodeResources]:
+    """What is left where one of them gives so much memory away."""
+    return [replace(node, memory_bytes=node.memory_bytes - memory_bytes) if node is taken else node for node in nodes]
 
 
 def placement(config: Config, nodes: Sequence[NodeResources], measured: ProcessMemory | None) -> Placement:

@@ -62,7 +62,9 @@ Event = Span | Committed | Dropped
 
 def as_row(event: Event) -> dict[str, Any]:
     """A flat dict for `events.jsonl`; `event` names the kind."""
-    return {"event": type(event).__name__.lower(), **asdict(event)}
+    if isinstance(event, Committed):
+        return {"event": "committed", **asdict(event)}
+    return {"event": type(event).__name__.lower(), **vars(event)}  # there are many, and `asdict` copies every value
 
 
 def from_row(row: dict[str, Any]) -> Event:

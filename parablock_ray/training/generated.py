@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -14,9 +15,17 @@ from parablock_ray.errors import UserError
 from parablock_ray.training.rows import Example
 from parablock_ray.training.sources import problems
 from parablock_ray.training.templates import prompt_text
-from parablock_ray.training.tokens import Held, TokenizedExamples, select, tokenize
+from parablock_ray.training.tokens import Held, TokenizedExamples, collected, select, tokenize
 
 _MAX_DRAWS = 50  # problems looked at, at most, for each that is wanted
+
+
+class _Written(NamedTuple):
+    """A problem's prompt, and where its tokens are."""
+
+    prompt: str
+    store: TokenizedExamples
+    place: int
 
 
 @dataclass(frozen=True)
@@ -47,19 +56,19 @@ class ProblemSource:
                     "data.num_eval, or raise data.max_length"
                 )
             usable[task] = iter(found)
-        prompts, answers = zip(*(next(usable[task]) for task in tasks), strict=True)
-        return tokenize(list(prompts), list(answers), self.tokenizer), list(prompts)
+        chosen = [next(usable[task]) for task in tasks]
+        return collected([(each.store, each.place) for each in chosen]), [each.prompt for each in chosen]
 
-    def _usable(self, made: Iterator[Example], num: int, refused: Set[str]) -> Iterator[tuple[str, str]]:
-        """Prompt and answer of those that can be used. Looks at `num` at a time: a call of the tokenizer takes as long
-        as several examples in it."""
+    def _usable(self, made: Iterator[Example], num: int, refused: Set[str]) -> Iterator[_Written]:
+        """Those that can be used. Looks at `num` at a time: a call of the tokenizer takes as long as several examples
+        in it."""
         while batch := list(islice(made, num)):
             prompts = [prompt_text(example, self.data.template, self.tokenizer) for example in batch]
             answers = [example.answer for example in batch]
-            starts = tokenize(prompts, answers, self.tokenizer).answer_start
-            for prompt, answer, start in zip(prompts, answers, starts, strict=True):
-                if start < self.max_length and prompt not in refused:
-                    yield prompt, answer
+            store = tokenize(prompts, answers, self.tokenizer)
+            for index, prompt in enumerate(prompts):
+                if store.answer_start[index] < self.max_length and prompt not in refused:
+                    yield _Written(prompt, store, index)
 
 
 @dataclass(frozen=True)

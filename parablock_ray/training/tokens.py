@@ -86,8 +86,9 @@ def tokenize(prompts: list[str], answers: list[str], tokenizer: PreTrainedTokeni
     """
     bos = tokenizer.bos_token_id
     starts_with_bos = bos is not None and bos in tokenizer("")["input_ids"]
-    prompt_ids = tokenizer(prompts, add_special_tokens=False, verbose=False)["input_ids"]
-    answer_ids = tokenizer(answers, add_special_tokens=False, verbose=False)["input_ids"]
+    # One call for both: it takes as long as several examples in it.
+    ids = tokenizer([*prompts, *answers], add_special_tokens=False, verbose=False)["input_ids"]
+    prompt_ids, answer_ids = ids[: len(prompts)], ids[len(prompts) :]
     if starts_with_bos:
         prompt_ids = [ids if ids[:1] == [bos] else [bos, *ids] for ids in prompt_ids]
     sequences = [[*p, *a, tokenizer.eos_token_id] for p, a in zip(prompt_ids, answer_ids, strict=True)]
@@ -96,6 +97,17 @@ def tokenize(prompts: list[str], answers: list[str], tokenizer: PreTrainedTokeni
         offsets=np.cumsum([0, *map(len, sequences)], dtype=np.int64),
         answer_start=np.array([len(ids) for ids in prompt_ids], np.int32),
         pad_id=tokenizer.pad_token_id,
+    )
+
+
+def collected(chosen: Sequence[tuple[TokenizedExamples, int]]) -> TokenizedExamples:
+    """The examples at these places, uncut, of stores of one tokenizer. At least one."""
+    parts = [store.tokens(i) for store, i in chosen]
+    return TokenizedExamples(
+        ids=np.concatenate(parts),
+        offsets=np.cumsum([0, *map(len, parts)], dtype=np.int64),
+        answer_start=np.array([store.answer_start[i] for store, i in chosen], np.int32),
+        pad_id=chosen[0][0].pad_id,
     )
 
 

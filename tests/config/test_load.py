@@ -260,6 +260,7 @@ def test_what_cannot_run_is_refused_before_a_model_is_loaded(minimal: Path) -> N
     for overrides, line in (
         (["workers.num=5"], "workers.num: must be at most clients.num = 4"),
         (["method.name=flora", "method.lora.ranks=[4, 8]"], "method.lora.ranks: 2 ranks for clients.num = 4; give one"),
+        (["method.name=flora", "clients.max_in_flight=2"], "clients.max_in_flight: leave it out with method."),
         (["method.name=fedcybgd", "method.num_blocks=5"], "method.num_blocks: fedcybgd trains block (client mod"),
         (["method.name=fedcybgd", "clients.per_round=2"], "clients.per_round: fedcybgd trains one client at a time"),
     ):

@@ -12,7 +12,7 @@ import torch
 from parablock_ray.algorithms.base import RoundPlan
 from parablock_ray.network.links import Link
 from parablock_ray.runtime import exchange as exchange_module
-from parablock_ray.runtime.exchange import Arrival, Exchange, Stream
+from parablock_ray.runtime.exchange import Arrival, ChunkSent, Exchange, Outbox, Stream
 from parablock_ray.runtime.exchange import Inbox as RealInbox
 from parablock_ray.tracking.events import Span
 
@@ -25,10 +25,10 @@ class Server:
 
     def __init__(self) -> None:
         self.arrived: list[int] = []
-        self.receive = SimpleNamespace(remote=self._receive)
+        self.receive_all = SimpleNamespace(remote=self._receive_all)
 
-    async def _receive(self, round: int, client: int, chunk: int, payload: np.ndarray) -> None:
-        self.arrived.append(chunk)
+    async def _receive_all(self, sent: list[ChunkSent], *payloads: np.ndarray) -> None:
+        self.arrived += [each.chunk for each in sent]
 
 
 class Inbox:
@@ -50,7 +50,7 @@ class Inbox:
 async def upload_and_download(duplex: str, server: Server) -> tuple[Span, Span]:
     """An upload, and a download of an earlier round that is published meanwhile."""
     link = Link(0.8, 0.8, latency_s=0.0, half_duplex=duplex == "half")
-    exchange = Exchange(0, 0, link, "duplex", server, Inbox())
+    exchange = Exchange(0, 0, link, "duplex", Outbox(server, is_limited=False), Inbox())
     upload = asyncio.create_task(exchange._upload(PLAN, CHUNKS))
     download = await exchange._download(PLAN, variant=0)
     return await upload, download
@@ -83,7 +83,7 @@ class PublishedAtOnce:
 def test_a_second_download_follows_the_first_without_a_latency_between_them() -> None:
     async def two_downloads() -> tuple[Span, Span]:
         link = Link(0.8, 0.8, latency_s=0.1, half_duplex=False)
-        exchange = Exchange(0, 0, link, "duplex", Server(), PublishedAtOnce())
+        exchange = Exchange(0, 0, link, "duplex", Outbox(Server(), is_limited=False), PublishedAtOnce())
         plans = [PLAN, dataclasses.replace(PLAN, round=2)]
         return tuple(await asyncio.gather(*(exchange._download(plan, variant=0) for plan in plans)))
 

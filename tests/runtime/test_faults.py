@@ -170,6 +170,20 @@ def test_a_users_mistake_that_shows_at_a_visit_stays_one(tmp_path, monkeypatch, 
     assert re.fullmatch(r"client 2, round 1, block \d: data.tasks: choose another task", str(mistake.value))
 
 
+class FullStore(ClientActor):
+    """On a node that has no room for an upload."""
+
+    def _exchange_of(self, client):
+        raise ray.exceptions.ObjectStoreFullError("full")
+
+
+def test_a_full_object_store_is_told_with_the_keys_that_help(cluster, tmp_path, monkeypatch):
+    kill(monkeypatch, FullStore)
+    told = r"client \d, round 0, block \d: the object store of a node is full, .*--object-store-memory.*max_in_flight"
+    with pytest.raises(UserError, match=told):
+        run_tiny(tmp_path / "run", TWO_WORKERS)
+
+
 def test_too_few_left(tmp_path, monkeypatch):
     refuse(monkeypatch, (1, 1), (1, 2))
     enough = ["clients.on_error=drop", "clients.min_participants=3"]

@@ -1,22 +1,32 @@
 """How many workers a cluster holds: each with its CPUs and its share of a GPU on one node."""
 
+import json
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import ray
 
 from parablock_ray.config import load_config
+from parablock_ray.driver import prepare
 from parablock_ray.errors import UserError
 from parablock_ray.runtime import cluster as cluster_module
 from parablock_ray.runtime import placement as placement_module
 from parablock_ray.runtime.cluster import RayRuntime
 from parablock_ray.runtime.memory import ProcessMemory
-from parablock_ray.runtime.placement import NodeResources, Placement, placement, usable_cpus
-from tests.runtime.federation import QUICKSTART
+from parablock_ray.runtime.placement import NodeResources, Placement, placement, server_node, usable_cpus, without
+from parablock_ray.runtime.server import ServerActor
+from parablock_ray.server_memory import first_traffic, server_bytes
+from parablock_ray.training.model import model_shapes
+from tests.runtime.federation import QUICKSTART, run_tiny
+
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 SIX_CPUS = NodeResources(6, 0)
 GPU_NODE = NodeResources(16, 1)
 STORE_FULL = ray.exceptions.RayTaskError("open", "traceback", ray.exceptions.ObjectStoreFullError("full"))
+DISK_FULL = ray.exceptions.RayTaskError("open", "traceback", ray.exceptions.OutOfDiskError("full"))
 
 
 def place(nodes: list[NodeResources], *overrides: str, measured: ProcessMemory | None = None) -> Placement:
@@ -86,6 +96,51 @@ def test_as_many_as_memory_holds(nodes, took, placed):
     assert found.memory_bytes == took.host_bytes * 1.25
 
 
+NODES = [NodeResources(8, 0, 4e9, "driver"), NodeResources(8, 0, 9e9, "large"), NodeResources(8, 0, 6e9, "middle")]
+
+
+@pytest.mark.parametrize(("memory_bytes", "node_id"), [(4 * 10**9, "driver"), (5 * 10**9, "large"), (0, "driver")])
+def test_the_server_is_beside_the_driver_where_its_memory_is(memory_bytes, node_id):
+    found = server_node(NODES, "driver", memory_bytes)
+    assert found.node_id == node_id
+    left = [4e9, 9e9, 6e9]
+    left[NODES.index(found)] -= memory_bytes
+    assert [node.memory_bytes for node in without(NODES, found, memory_bytes)] == left
+
+
+def test_a_server_that_no_node_has_the_memory_for():
+    told = (
+        r"the server needs 10.00 GB of memory .* largest of 3 node\(s\) has 9.00 GB .*--memory.* clients.max_in_flight"
+    )
+    with pytest.raises(UserError, match=told):
+        server_node(NODES, "driver", 10**10)
+
+
+class Witness(ServerActor):
+    async def load(self):
+        resources = ray.get_runtime_context().get_assigned_resources()
+        Path(self._run_folder, "resources.json").write_text(json.dumps(resources))
+        return await super().load()
+
+
+def test_ray_keeps_the_servers_memory_on_the_drivers_node(cluster, tmp_path, monkeypatch):
+    """And a run whose server is larger than every node is refused at once."""
+    monkeypatch.setattr(cluster_module, "ServerActor", Witness)
+    summary = run_tiny(tmp_path / "run", ["workers.num=1", "method.rounds=1"])
+    seen = json.loads((tmp_path / "run" / "resources.json").read_text())
+    assert summary["status"] == "done"
+    assert seen["memory"] == pytest.approx(_told_bytes(tmp_path / "run"))
+    monkeypatch.setattr(cluster_module.RayRuntime, "_server_memory", lambda self: 10**15)
+    with pytest.raises(UserError, match=r"the server needs 1000000.00 GB of memory"):
+        run_tiny(tmp_path / "large", ["workers.num=1", "method.rounds=1"])
+
+
+def _told_bytes(out):
+    config = load_config(out / "config.yaml", [])
+    shapes = model_shapes(config.model.name)
+    return sum(server_bytes(config, shapes, first_traffic(config, prepare(config).population, shapes)).values())
+
+
 def test_a_worker_that_no_node_has_the_memory_for():
     with pytest.raises(UserError, match=r"2 threads and 0 GPUs and 5.0 GB of memory.* 0 GPUs and 3.0 GB .*room for 0$"):
         place([NodeResources(8, 0, 3e9)], "workers.num=auto", "workers.threads=2", measured=ProcessMemory(4 * 10**9, 0))
@@ -107,6 +162,7 @@ def test_cpus_that_a_container_may_use(monkeypatch, tmp_path, quota, num_cpus):
             r"the cluster cannot set up the environment of the server",
         ),
         (STORE_FULL, r"the object store of a node is full.*--object-store-memory"),
+        (DISK_FULL, r"the object store of a node is full.*clients.max_in_flight.*network.wire_dtype"),
     ],
 )
 def test_what_the_cluster_cannot_do_is_told_in_a_line(monkeypatch, error, told):

@@ -10,6 +10,7 @@ from parablock_ray.errors import UserError
 from parablock_ray.training import generated as generated_module
 from parablock_ray.training.data import build_data
 from parablock_ray.training.model import load_tokenizer
+from parablock_ray.training.tokens import tokenize
 
 TASKS = ("chain_sum", "gcd", "count_primes")
 
@@ -65,6 +66,26 @@ def test_what_a_client_gets_does_not_depend_on_who_asks_or_when(tokenizer):
     assert asked_last == texts(elsewhere, tokenizer) == texts(fewer_clients, tokenizer)
     other_seed = build_data(made_for_each(), 1000, 1, tokenizer, 512).clients.held_by(17)
     assert asked_last != texts(other_seed, tokenizer) != texts(data.clients.held_by(18), tokenizer)
+
+
+def test_a_visit_asks_the_tokenizer_once_for_each_task(tokenizer, monkeypatch):
+    """And what it takes from several answers is what one answer would have been."""
+    asked = []
+
+    def counted(prompts, answers, tokenizer):
+        asked.append((prompts, answers))
+        return tokenize(prompts, answers, tokenizer)
+
+    clients = build_data(made_for_each(per_client=6, num_eval=1), 6, 0, tokenizer, max_context=512).clients
+    monkeypatch.setattr(generated_module, "tokenize", counted)
+    held = clients.held_by(1)
+    assert len(asked) == len(TASKS)
+    in_turn = [(task[0][turn], task[1][turn]) for turn in range(2) for task in asked]
+    at_once = tokenize([prompt for prompt, _ in in_turn], [answer for _, answer in in_turn], tokenizer)
+    found = held.store
+    for name in ("ids", "offsets", "answer_start"):
+        assert np.array_equal(getattr(found, name), getattr(at_once, name))
+        assert getattr(found, name).dtype == getattr(at_once, name).dtype
 
 
 def test_natural_clients_have_one_task_and_iid_clients_all(tokenizer):

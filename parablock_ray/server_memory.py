@@ -1,0 +1,92 @@
+"""What a run's server holds in memory: `plan` tells it, and Ray is asked for it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from parablock_ray.algorithms.adapters import find_targets
+from parablock_ray.algorithms.aggregate import new_server_state
+from parablock_ray.algorithms.lora_methods import starts_afresh
+from parablock_ray.algorithms.methods import make_method, trains_adapters
+from parablock_ray.algorithms.population import Population
+from parablock_ray.algorithms.wire import Wire
+from parablock_ray.config import Config
+from parablock_ray.config.lora import CollectingMethod
+from parablock_ray.sizes import make_sizes, trained_layout
+
+FP32_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """The most that travels in a round, in bytes: all its uploads together, one of them, one download."""
+
+    uploads: int
+    upload: int
+    download: int
+
+
+def first_traffic(config: Config, population: Population, shapes: Mapping[str, Tensor]) -> Traffic:
+    """Of the first rounds, in which every block has its turn about thrice: those after them are like them.
+
+    `shapes`: the model's parameters by name, of which no values are read.
+    """
+    method, wire = make_method(config.method, population), Wire.of(config.network)
+    sizes = make_sizes(config, population, shapes, wire)
+    of_rounds = []
+    for round in range(min(method.num_rounds, 3 * config.method.num_blocks)):
+        plan = method.plan(round)
+        sizes.open(plan)
+        visits = [sizes.of(plan, visit) for visit in plan.visits]
+        up, down = [wire.num_bytes(each.up) for each in visits], [wire.num_bytes(each.down) for each in visits]
+        of_rounds.append(Traffic(sum(up), max(up), max(down)))
+    return Traffic(
+        max(each.uploads for each in of_rounds),
+        max(each.upload for each in of_rounds),
+        max(each.download for each in of_rounds),
+    )
+
+
+def server_bytes(config: Config, shapes: Mapping[str, Tensor], most: Traffic) -> dict[str, int]:
+    """Its parts by name; without what Python, torch and Ray take themselves."""
+    num_params = sum(tensor.numel() for tensor in shapes.values())
+    parts = {"master model, fp32": num_params * FP32_BYTES} | _method_bytes(config, shapes, most)
+    return {name: num_bytes for name, num_bytes in parts.items() if num_bytes}
+
+
+def target_params(config: Config, shapes: Mapping[str, Tensor]) -> int:
+    """Of the weights that have adapters."""
+    return sum(target.m * target.n for target in find_targets(shapes, config.method.lora.target_modules))
+
+
+def _method_bytes(config: Config, shapes: Mapping[str, Tensor], most: Traffic) -> dict[str, int]:
+    """What the server holds beside the model."""
+    method, layout = config.method, trained_layout(config, shapes)
+    frozen = target_params(config, shapes) * FP32_BYTES if trains_adapters(method) else 0
+    if isinstance(method, CollectingMethod):
+        return {
+            "adapted weights without factors, fp32": 0 if starts_afresh(method) else frozen,
+            "new adapters, of rounds not forgotten": (2 + method.staleness) * most.download,
+            "uploads of a round": (1 + method.staleness) * most.uploads,
+        }
+    largest = max(block.num_params for block in layout.blocks)
+    num_trained = layout.num_params - layout.num_frozen_params
+    num_vectors = len(new_server_state(method.server_optimizer, 0, torch.float32))
+    return {
+        "adapted weights without factors, fp32": frozen,
+        "adapters, fp32": num_trained * FP32_BYTES if trains_adapters(method) else 0,
+        "previous values, fp32": method.staleness * largest * FP32_BYTES,
+        # A sum for each round that clients may be in, and the value that the oldest of them is stepped into.
+        "sums and new value, fp32": (method.staleness + 2) * largest * FP32_BYTES,
+        "server optimizer, fp32": num_vectors * num_trained * FP32_BYTES,
+        "uploads kept, at most": _kept_bytes(config, most),
+    }
+
+
+def _kept_bytes(config: Config, most: Traffic) -> int:
+    """With cut_through all uploads of a round until the commit; with store_and_forward those that wait for their
+    turn, of which `clients.max_in_flight` lets in so many."""
+    limit = config.clients.max_in_flight
+    return most.uploads if limit is None else min(most.uploads, limit * most.upload)
