@@ -17,7 +17,7 @@ from parablock_ray.algorithms.methods import make_replica, trains_adapters
 from parablock_ray.algorithms.population import Population
 from parablock_ray.algorithms.wire import Wire
 from parablock_ray.config import Config
-from parablock_ray.errors import RunFailed, UserError
+from parablock_ray.errors import RunFailed
 from parablock_ray.tracking.events import Dropped
 from parablock_ray.training.adapters import activate_rank, add_adapters
 from parablock_ray.training.batches import batches, move, visit_order
@@ -171,7 +171,7 @@ def named(plan: RoundPlan, visit: Visit) -> Iterator[None]:
     where = f"client {visit.client}, round {plan.round}, block {plan.block}"
     try:
         yield
-    except (RunFailed, UserError) as error:
-        raise type(error)(f"{where}: {error}") from None
+    except RunFailed as error:
+        raise RunFailed(f"{where}: {error}") from None
     except Exception as error:  # the traceback as text, since a cause is lost on the way to another process
         raise RunFailed(f"{where}: {type(error).__name__}: {error}\n\n{traceback.format_exc()}") from error
