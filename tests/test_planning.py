@@ -215,9 +215,7 @@ def test_memory_of_updates_in_flight(limit: str, kept: int) -> None:
     assert server.parts_bytes["uploads kept, at most"] == kept * BLOCK_BYTES
 
 
-@pytest.mark.parametrize(
-    "method", [[], ["clients.num=4", "clients.per_round=2"], ["method.name=florist", "method.num_blocks=1"]]
-)
+@pytest.mark.parametrize("method", [[], ["clients.num=4", "clients.per_round=2"]])
 def test_ray_is_asked_for_what_is_told(method: list[str]) -> None:
     overrides = [*EQUAL[1:], "workers.num=1", *method]
     _, server = plan_of(*overrides).memory
