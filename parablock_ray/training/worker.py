@@ -17,7 +17,7 @@ from parablock_ray.algorithms.methods import make_replica, trains_adapters
 from parablock_ray.algorithms.population import Population
 from parablock_ray.algorithms.wire import Wire
 from parablock_ray.config import Config
-from parablock_ray.errors import RunFailed
+from parablock_ray.errors import RunFailed, UserError
 from parablock_ray.tracking.events import Dropped
 from parablock_ray.training.adapters import activate_rank, add_adapters
 from parablock_ray.training.batches import batches, move, visit_order
