@@ -21,7 +21,7 @@ from parablock_ray.checkpoint import Checkpoint
 from parablock_ray.errors import UserError
 from parablock_ray.runtime.base import RunSetup, RuntimeInfo, committed_event, worker_of
 from parablock_ray.runtime.exchange import ChunkSent, Stream, as_payload, from_payload
-from parablock_ray.runtime.gate import Gate
+from parablock_ray.runtime.in_flight import InFlight
 from parablock_ray.runtime.memory import peak_rss_bytes
 from parablock_ray.tracking.events import Committed, Dropped, Event, Span
 from parablock_ray.training.master import Master
@@ -40,7 +40,7 @@ class ServerActor:
         self._wire = Wire.of(config.network)
         self._thread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(config.workers.threads,))
         self._setup = setup
-        self._gate = Gate(config.clients.max_in_flight)
+        self._in_flight = InFlight(config.clients.max_in_flight)
         self._published: dict[tuple[int, int], Stream[ray.ObjectRef]] = {}  # (round, variant) → its chunks
         self._ranks: dict[tuple[int, int], tuple[int, ...]] = {}  # the same → how to take it apart
         self._committed: dict[int, asyncio.Event] = defaultdict(asyncio.Event)
@@ -81,7 +81,7 @@ class ServerActor:
     async def open(self, plan: RoundPlan) -> None:
         """Expect this round's updates; comes before any of them."""
         self._master.open(plan)
-        self._gate.open(plan)
+        self._in_flight.open(plan)
         self._num_downloads_due[plan.round] = len(plan.visits)
         for visit in plan.visits:
             self._published[plan.round, visit.variant] = Stream()
@@ -89,8 +89,8 @@ class ServerActor:
             self._snapshots[plan.round] = asyncio.get_running_loop().create_future()
 
     async def room(self, round: int, client: int) -> None:
-        """Wait until this client may send its upload of this round: see Gate."""
-        await self._gate.wait(round, client)
+        """Wait until this client may send its upload of this round: see InFlight."""
+        await self._in_flight.wait(round, client)
 
     async def receive_all(self, chunks: Sequence[ChunkSent], *payloads: np.ndarray) -> None:
         """Several chunks, of any rounds and clients."""
@@ -98,7 +98,7 @@ class ServerActor:
 
     async def _receive_one(self, sent: ChunkSent, payload: np.ndarray) -> None:
         await self.receive(sent.round, sent.client, sent.chunk, payload)
-        self._gate.arrived(sent.round, sent.client, sent.num_chunks)
+        self._in_flight.arrived(sent.round, sent.client, sent.num_chunks)
 
     async def receive(self, round: int, client: int, chunk: int, payload: np.ndarray) -> None:
         """One chunk of one client's upload."""
@@ -112,7 +112,7 @@ class ServerActor:
         self._tell(dropped)  # before the commit
         made_public = self._master.drop(dropped)
         await self._run(partial(self._make_public, dropped.round, made_public, asyncio.get_running_loop()))
-        self._gate.drop(dropped.round, dropped.client)
+        self._in_flight.drop(dropped.round, dropped.client)
         self._count_download(dropped.round)
 
     async def checkpoint_at(self, round: int) -> None:

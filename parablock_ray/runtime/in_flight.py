@@ -17,7 +17,7 @@ class _Update:
     may_come: asyncio.Event = field(default_factory=asyncio.Event)
 
 
-class Gate:
+class InFlight:
     """Lets updates in by the order in which the server sums: of those that are not summed the first `limit`.
 
     So whatever the order of arrival no more than `limit` wait for their turn, and whose turn it is may always come:

@@ -7,22 +7,22 @@ import pytest
 
 from parablock_ray.algorithms.base import RoundPlan, Visit
 from parablock_ray.runtime.exchange import ChunkSent, Outbox
-from parablock_ray.runtime.gate import Gate
+from parablock_ray.runtime.in_flight import InFlight
 
 ORDER = [(0, 4), (0, 2), (0, 7), (1, 2), (1, 5)]  # (round, client) as the server sums
 
 
-def opened(limit: int | None) -> Gate:
-    gate = Gate(limit)
+def opened(limit: int | None) -> InFlight:
+    in_flight = InFlight(limit)
     for round in (0, 1):
         visits = tuple(Visit(client, 1, 1, 0.1) for of, client in ORDER if of == round)
-        gate.open(RoundPlan(round, block=0, reads=-1, visits=visits, lr=0.1))
-    return gate
+        in_flight.open(RoundPlan(round, block=0, reads=-1, visits=visits, lr=0.1))
+    return in_flight
 
 
-async def let_in(gate: Gate) -> list[tuple[int, int]]:
+async def let_in(in_flight: InFlight) -> list[tuple[int, int]]:
     """Who may come now, of those that have not come."""
-    waits = {key: asyncio.ensure_future(gate.wait(*key)) for key in ORDER if key in gate._by_visit}
+    waits = {key: asyncio.ensure_future(in_flight.wait(*key)) for key in ORDER if key in in_flight._by_visit}
     for _ in range(3):
         await asyncio.sleep(0)
     found = [key for key, wait in waits.items() if wait.done()]
@@ -33,26 +33,26 @@ async def let_in(gate: Gate) -> list[tuple[int, int]]:
 
 def test_only_the_first_few_may_come() -> None:
     async def main() -> None:
-        gate = opened(2)
-        assert await let_in(gate) == ORDER[:2]
-        gate.arrived(0, 2, num_chunks=1)  # it waits for client 4: nobody else may come for it
-        assert await let_in(gate) == ORDER[:2]
-        gate.arrived(0, 4, num_chunks=2)
-        assert await let_in(gate) == ORDER[:2]
-        gate.arrived(0, 4, num_chunks=2)
-        assert await let_in(gate) == ORDER[2:4]
-        gate.drop(0, 7)
-        assert await let_in(gate) == ORDER[3:]
+        in_flight = opened(2)
+        assert await let_in(in_flight) == ORDER[:2]
+        in_flight.arrived(0, 2, num_chunks=1)  # it waits for client 4: nobody else may come for it
+        assert await let_in(in_flight) == ORDER[:2]
+        in_flight.arrived(0, 4, num_chunks=2)
+        assert await let_in(in_flight) == ORDER[:2]
+        in_flight.arrived(0, 4, num_chunks=2)
+        assert await let_in(in_flight) == ORDER[2:4]
+        in_flight.drop(0, 7)
+        assert await let_in(in_flight) == ORDER[3:]
 
     asyncio.run(main())
 
 
 def test_without_a_limit_all_may_come() -> None:
     async def main() -> None:
-        gate = opened(None)
-        await asyncio.gather(*(gate.wait(*key) for key in ORDER))
-        gate.arrived(0, 4, num_chunks=1)
-        gate.drop(0, 2)
+        in_flight = opened(None)
+        await asyncio.gather(*(in_flight.wait(*key) for key in ORDER))
+        in_flight.arrived(0, 4, num_chunks=1)
+        in_flight.drop(0, 2)
 
     asyncio.run(main())
 
@@ -63,15 +63,15 @@ def test_no_more_are_there_than_the_limit_and_none_waits_for_ever(limit: int, sl
     """Workers of reversed speeds, each of which trains its clients in the order of the plan."""
 
     async def main() -> list[int]:
-        gate, present, most = opened(limit), set(), []
+        in_flight, present, most = opened(limit), set(), []
 
         async def send(key: tuple[int, int]) -> None:
-            await gate.wait(*key)
+            await in_flight.wait(*key)
             present.add(key)
             most.append(len(present))
             await asyncio.sleep(random.random() * 0.01)
-            gate.arrived(*key, num_chunks=1)
-            present.intersection_update(set(gate._by_visit))
+            in_flight.arrived(*key, num_chunks=1)
+            present.intersection_update(set(in_flight._by_visit))
 
         async def worker(mine: list[tuple[int, int]], step_s: float) -> None:
             for key in mine:
@@ -83,7 +83,7 @@ def test_no_more_are_there_than_the_limit_and_none_waits_for_ever(limit: int, sl
         async with asyncio.timeout(10):
             await asyncio.gather(worker(ORDER[::2], speeds[0]), worker(ORDER[1::2], speeds[1]))
             await asyncio.gather(*sends)
-        assert not gate._by_visit
+        assert not in_flight._by_visit
         return most
 
     assert max(asyncio.run(main())) <= limit
