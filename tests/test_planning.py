@@ -208,6 +208,16 @@ def test_memory_has_its_parts_by_name() -> None:
     assert (worker.process, worker.num_processes, worker.total_bytes) == ("worker", 1, model_bytes + 10 * BLOCK_BYTES)
 
 
+def test_memory_of_rules_that_need_all_updates_at_once() -> None:
+    clients = ["clients.num=5", "clients.min_participants=5", "runtime=ray"]
+    rule = "server.rule={name: krum, num_attackers: 1}"
+    _, kept = plan_of(*EQUAL, *clients, rule).memory
+    _, folded = plan_of(*EQUAL, *clients).memory
+    assert kept.parts_bytes["uploads kept, at most"] == 2 * folded.parts_bytes["uploads kept, at most"]
+    assert kept.parts_bytes["uploads kept, at most"] == 2 * 5 * BLOCK_BYTES
+    assert kept.parts_bytes["sums and new value, fp32"] == BLOCK_BYTES
+
+
 def test_memory_of_narrow_models_and_other_optimizers() -> None:
     changes = [
         "model.dtype=bfloat16",

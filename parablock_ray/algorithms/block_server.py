@@ -13,15 +13,17 @@ from parablock_ray.algorithms.base import Commit, Publication, RoundPlan, Update
 from parablock_ray.algorithms.blocks import flatten, make_layout, unflatten_into
 from parablock_ray.algorithms.lora import Adapter
 from parablock_ray.algorithms.population import Attendance, Population
+from parablock_ray.algorithms.robust import RoundVectors, open_round
 from parablock_ray.algorithms.wire import Wire
 from parablock_ray.config.lora import FactorMethod
 from parablock_ray.config.method import BlockMethod
+from parablock_ray.config.server import Rule
 
 
 class _OpenRound:
     """A round on its way: its sum, and the second buffer into which the server steps chunk by chunk."""
 
-    def __init__(self, plan: RoundPlan, total: RoundSum) -> None:
+    def __init__(self, plan: RoundPlan, total: RoundSum | RoundVectors) -> None:
         self.plan = plan
         self.total = total
         self.new_value: Tensor | None = None
@@ -48,6 +50,7 @@ class BlockServer:
         parameters: Mapping[str, Tensor],
         wire: Wire,
         cut_through: bool,
+        rule: Rule,
     ) -> None:
         self.num_committed = 0
         self.layout = make_layout(parameters, config.num_blocks, config.parameters)
@@ -55,6 +58,7 @@ class BlockServer:
         self._optimizer = config.server_optimizer
         self._wire = wire
         self._cut_through = cut_through
+        self._rule = rule
         self._tensors = [[parameters[name] for name in block.names] for block in self.layout.blocks]
         self._dtype = self._tensors[0][0].dtype
         self._optimizer_state: dict[int, dict[str, Tensor]] = {}
@@ -66,7 +70,7 @@ class BlockServer:
 
     def open(self, plan: RoundPlan) -> None:
         """Expect the updates of this round. Must come before the first of them."""
-        total = RoundSum(plan, self._bounds(plan.block), self._dtype, by_chunk=self._cut_through)
+        total = open_round(self._rule, plan, self._bounds(plan.block), self._dtype, by_chunk=self._cut_through)
         self._open[plan.round] = _OpenRound(plan, total)
         self._blocks.append(plan.block)
         self._attendance.note(plan)

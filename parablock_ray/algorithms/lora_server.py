@@ -29,6 +29,7 @@ from parablock_ray.algorithms.population import Attendance, Population
 from parablock_ray.algorithms.wire import Wire
 from parablock_ray.config.lora import FactorMethod, FFALoRA
 from parablock_ray.config.method import BlockMethod
+from parablock_ray.config.server import Mean, Rule
 
 
 class FactorServer:
@@ -41,6 +42,7 @@ class FactorServer:
         parameters: Mapping[str, Tensor],
         wire: Wire,
         cut_through: bool,
+        rule: Rule,
     ) -> None:
         [rank] = all_ranks(config.lora)
         self._scaling = config.lora.alpha / rank
@@ -53,7 +55,7 @@ class FactorServer:
         for target, (B, A) in zip(targets, self._pairs, strict=True):
             trained |= {target.factor("B", rank): B}
             trained |= {} if isinstance(config, FFALoRA) else {target.factor("A", rank): A}
-        self._blocks = BlockServer(config, population, trained, wire, cut_through)
+        self._blocks = BlockServer(config, population, trained, wire, cut_through, rule)
 
     def open(self, plan: RoundPlan) -> None:
         self._blocks.open(plan)
@@ -127,8 +129,10 @@ class LoraServer:
         parameters: Mapping[str, Tensor],
         wire: Wire,
         cut_through: bool,
+        rule: Rule,
     ) -> None:
         assert not cut_through, "a rule needs whole adapters"
+        assert isinstance(rule, Mean), "the method has a rule of its own"
         self.num_committed = 0
         self._config = config
         self._rule = rule_of(config)

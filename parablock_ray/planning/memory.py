@@ -119,7 +119,7 @@ def _method_bytes(scenario: Scenario) -> dict[str, int]:
             "new adapters, of rounds not forgotten": (2 + method.staleness) * most_down,
             "uploads of a round": (1 + method.staleness) * uploads,
         }
-    largest = max(block.num_params for block in layout.blocks)
+    largest, rule = max(block.num_params for block in layout.blocks), scenario.config.server.rule
     num_trained = layout.num_params - layout.num_frozen_params
     num_vectors = len(new_server_state(method.server_optimizer, 0, torch.float32))
     return {
@@ -127,7 +127,8 @@ def _method_bytes(scenario: Scenario) -> dict[str, int]:
         "adapters, fp32": num_trained * _FP32_BYTES if trains_adapters(method) else 0,
         "previous values, fp32": method.staleness * largest * _FP32_BYTES,
         # A sum for each round that clients may be in, and the value that the oldest of them is stepped into.
-        "sums and new value, fp32": (method.staleness + 2) * largest * _FP32_BYTES,
+        "sums and new value, fp32": (1 if rule.keeps_all else method.staleness + 2) * largest * _FP32_BYTES,
         "server optimizer, fp32": num_vectors * num_trained * _FP32_BYTES,
-        "uploads kept, at most": uploads,
+        # A rule that needs them side by side keeps those of every round that clients may be in.
+        "uploads kept, at most": (method.staleness + 1 if rule.keeps_all else 1) * uploads,
     }

@@ -34,7 +34,9 @@ class Master:
             parameter.requires_grad_(False)
         cut_through = config.network.exchange == "cut_through"
         self._wire = Wire.of(config.network)
-        self.server = make_server(config.method, population, self._parameters, self._wire, cut_through)
+        self.server = make_server(
+            config.method, population, self._parameters, self._wire, cut_through, config.server.rule
+        )
         self.checkpoints = CheckpointWriter(run_folder, config)
         self._num_left: dict[int, int] = {}  # open round → clients in it
 
