@@ -27,7 +27,7 @@ class RoundSum:
 
     `bounds` are the chunks of the block. With `by_chunk` a chunk is folded as soon as it is its client's turn
     (cut-through); without, a client is folded only when all its chunks are there (store-and-forward).
-    Both give the same bits.
+    Both give the same bits. With it all chunks are kept to the end, since a client may be found out in the middle.
 
     `clip`: Δ_i · min(1, clip / ‖Δ_i‖) in place of Δ_i (Sun et al., arXiv 1911.07963); whole clients only. The weights
     stay: they are the plan's, and no client has a say in its own. None: as it is.
@@ -62,9 +62,13 @@ class RoundSum:
                 self._fold(each)
 
     def drop(self, client: int) -> None:
-        """This client, of which nothing has arrived, is left out. Who came in behind it is folded."""
-        assert not self._arrived.pop(client), "what is in the sum cannot be taken out"
+        """This client is left out. Who came in behind it is folded; of what is in the sum already nothing can be taken
+        out in floating point, so the sum is made anew."""
+        has_sent = self._arrived.pop(client)
         self._order = [each for each in self._order if each[0] != client]
+        if has_sent:
+            assert self._by_chunk, "whole clients are judged before they come here"
+            self._total, self._num_folded = None, [0] * len(self.bounds)
         for chunk in range(len(self.bounds)):
             self._fold(chunk)
 
@@ -89,7 +93,8 @@ class RoundSum:
             if chunk not in arrived or not (self._by_chunk or self._is_whole(client)):
                 return
             self._total[start:end] += arrived[chunk].to(self._dtype) * weight
-            arrived[chunk] = _FOLDED  # keeps the mark, and lets go of the memory, which may be the object store's
+            if not self._by_chunk:
+                arrived[chunk] = _FOLDED  # keeps the mark, and lets go of the memory, which may be the object store's
             self._num_folded[chunk] += 1
 
     def _cut(self, arrived: dict[int, Tensor], norm: float) -> None:

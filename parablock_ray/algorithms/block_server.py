@@ -24,11 +24,19 @@ class _OpenRound:
     """A round on its way: its sum, and the second buffer into which the server steps chunk by chunk."""
 
     def __init__(self, plan: RoundPlan, total: RoundSum | RoundVectors) -> None:
-        self.plan = plan
+        self.planned = self.plan = plan
         self.total = total
+        self.refused: set[int] = set()
+        self.restart()
+
+    def restart(self) -> None:
+        """No chunk is stepped."""
         self.new_value: Tensor | None = None
         self.num_stepped = 0
         self.squared_norm = 0.0
+        self.before: list[
+            tuple[Tensor, Tensor]
+        ] = []  # cut-through: a vector of the optimizer, what a step replaced in it
 
     @property
     def num_chunks(self) -> int:
@@ -90,6 +98,21 @@ class BlockServer:
         current.total.drop(client)
         self._attendance.drop(round, client)
         return self._made_public()
+
+    def refuse(self, round: int, client: int) -> Iterator[Publication | Commit]:
+        """What this client sent of this round has no part in it. Chunks of the round that were public come again."""
+        current = self._open[round]
+        current.refused.add(client)
+        current.plan = current.plan.without({client})
+        current.total.drop(client)
+        for vector, old in reversed(current.before):
+            vector.copy_(old)
+        current.restart()
+        return self._made_public()
+
+    def upload_params(self, round: int, client: int) -> int:
+        """Those of the round's block."""
+        return self.layout.blocks[self._open[round].plan.block].num_params
 
     def updates(self, after: int, up_to: int, variant: int) -> list[Update]:
         """Every block that rounds after `after` have changed, as of `up_to`: the latest value replaces the others."""
@@ -169,7 +192,10 @@ class BlockServer:
         start, end = total.bounds[chunk]
         if current.new_value is None:
             current.new_value = flatten(self._tensors[plan.block], self._dtype)
-        step = server_step(self._optimizer, self._state(plan.block, start, end), total.mean(chunk))
+        mean, state = total.mean(chunk), self._state(plan.block, start, end)
+        if self._cut_through:
+            current.before += [(vector, vector.clone()) for vector in state.values()]
+        step = server_step(self._optimizer, state, mean)
         current.new_value[start:end] += step
         current.squared_norm += float(step.square().sum())
         current.num_stepped += 1
@@ -192,4 +218,4 @@ class BlockServer:
         unflatten_into(current.new_value, self._tensors[plan.block])
         del self._open[plan.round]
         self.num_committed += 1
-        return Commit(plan, current.squared_norm**0.5)
+        return Commit(plan, current.squared_norm**0.5, refused=current.planned.in_order(current.refused))

@@ -167,6 +167,21 @@ class Config(Strict):
         return self
 
     @model_validator(mode="after")
+    def _norms_can_be_judged(self) -> "Config":
+        given = [key for key in ("max_norm", "max_norm_over_median") if getattr(self.server, key) is not None]
+        if given and self.network.exchange == "cut_through":
+            raise ValueError(
+                f"network.exchange: must be store_and_forward with server.{given[0]}, since a norm is known once the "
+                "whole update is here, and cut_through has published the first chunks by then (got cut_through)"
+            )
+        if given and isinstance(self.method, CollectingMethod):
+            raise ValueError(
+                f"server.{given[0]}: must be left out with method.name={self.method.name}, whose clients send whole "
+                "adapters: their norm is not that of what they change; fedit, ffa_lora and the block methods take it"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _the_rule_can_work(self) -> "Config":
         rule = self.server.rule
         if rule.name == "mean":

@@ -65,6 +65,9 @@ Rule = Mean | Clip | Median | TrimmedMean | Krum | MultiKrum
 
 
 class ServerConfig(Strict):
+    max_norm: PositiveFloat | None = None  # L2; an update with a larger one is refused
+    max_norm_over_median: Annotated[float, Field(gt=1)] | None = None  # so many times the median; likewise
+    median_rounds: PositiveInt = 10  # that the median is taken over
     rule: Annotated[Rule, Field(discriminator="name")] = Mean()
 
 

@@ -109,7 +109,6 @@ def _evaluator_bytes(scenario: Scenario) -> dict[str, int]:
 def _method_bytes(scenario: Scenario) -> dict[str, int]:
     """What the server holds beside the model."""
     method, layout = scenario.config.method, scenario.layout
-    # With cut_through all of them until the commit; with store_and_forward those that wait for their turn.
     uploads = max(sum(visit.up_bytes for visit in load.visits) for load in scenario.loads)
     frozen = _target_params(scenario) * _FP32_BYTES if trains_adapters(method) else 0
     if isinstance(method, CollectingMethod):
@@ -122,6 +121,7 @@ def _method_bytes(scenario: Scenario) -> dict[str, int]:
     largest, rule = max(block.num_params for block in layout.blocks), scenario.config.server.rule
     num_trained = layout.num_params - layout.num_frozen_params
     num_vectors = len(new_server_state(method.server_optimizer, 0, torch.float32))
+    cut_through = scenario.config.network.exchange == "cut_through"
     return {
         "adapted weights without factors, fp32": frozen,
         "adapters, fp32": num_trained * _FP32_BYTES if trains_adapters(method) else 0,
@@ -129,6 +129,8 @@ def _method_bytes(scenario: Scenario) -> dict[str, int]:
         # A sum for each round that clients may be in, and the value that the oldest of them is stepped into.
         "sums and new value, fp32": (1 if rule.keeps_all else method.staleness + 2) * largest * _FP32_BYTES,
         "server optimizer, fp32": num_vectors * num_trained * _FP32_BYTES,
-        # A rule that needs them side by side keeps those of every round that clients may be in.
-        "uploads kept, at most": (method.staleness + 1 if rule.keeps_all else 1) * uploads,
+        "server optimizer before the round, fp32": num_vectors * largest * _FP32_BYTES if cut_through else 0,
+        # With cut_through, or a rule that needs them side by side, all of every round that clients may be in, until its
+        # commit; else those that wait for their turn.
+        "uploads kept, at most": (method.staleness + 1 if rule.keeps_all or cut_through else 1) * uploads,
     }

@@ -105,3 +105,23 @@ def test_what_cannot_work_is_refused(overrides, says):
 @pytest.mark.parametrize("rule", ["{name: median}", "{name: trimmed_mean, num_attackers: 2}"])
 def test_rules_by_coordinate_may_cut_through(rule):
     load_config(QUICKSTART, [*TEN, f"server.rule={rule}", "network.exchange=cut_through"])
+
+
+@pytest.mark.parametrize("key", ["max_norm", "max_norm_over_median"])
+def test_norms_are_refused_where_they_cannot_be_judged(key):
+    given = f"server.{key}=2.5"
+    load_config(QUICKSTART, [given, "method={name: fedit}"])
+    assert mistake(given, "network.exchange=cut_through") == (
+        f"network.exchange: must be store_and_forward with server.{key}, since a norm is known once the whole update "
+        "is here, and cut_through has published the first chunks by then (got cut_through)"
+    )
+    assert mistake(given, "method={name: flora}") == (
+        f"server.{key}: must be left out with method.name=flora, whose clients send whole adapters: their norm is not "
+        "that of what they change; fedit, ffa_lora and the block methods take it"
+    )
+
+
+def test_norms_have_their_range():
+    assert mistake("server.max_norm=0") == "server.max_norm: must be greater than 0 (got 0)"
+    assert mistake("server.max_norm_over_median=1") == "server.max_norm_over_median: must be greater than 1 (got 1)"
+    assert mistake("server.median_rounds=0") == "server.median_rounds: must be greater than 0 (got 0)"
