@@ -44,10 +44,8 @@ class Committed:
     num_examples: int  # that they hold together in this round
     update_norm: float  # L2 norm of the server's step G_t
     server_s: float  # seconds for which the server computed for this round
-    refused: tuple[
-        int, ...
-    ] = ()  # clients whose update was refused, in fold order; they send and download all the same
     kept_ranks: tuple[KeptRank, ...] = ()  # by module, of methods that cut
+    refused: tuple[int, ...] = ()  # of whom an update came that was refused, in fold order
 
 
 @dataclass(frozen=True)
