@@ -34,9 +34,7 @@ class _OpenRound:
         self.new_value: Tensor | None = None
         self.num_stepped = 0
         self.squared_norm = 0.0
-        self.before: list[
-            tuple[Tensor, Tensor]
-        ] = []  # cut-through: a vector of the optimizer, what a step replaced in it
+        self.before: list[tuple[Tensor, Tensor]] = []  # of cut-through: an optimizer's vector, and what it was
 
     @property
     def num_chunks(self) -> int:
