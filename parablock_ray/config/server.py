@@ -1,8 +1,8 @@
 """The `server:` section: what becomes of a round's updates (docs/trust.md)."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
 from parablock_ray.config.base import Strict
 
@@ -69,6 +69,11 @@ class ServerConfig(Strict):
     max_norm_over_median: Annotated[float, Field(gt=1)] | None = None  # so many times the median; likewise
     median_rounds: PositiveInt = 10  # that the median is taken over
     rule: Annotated[Rule, Field(discriminator="name")] = Mean()
+
+    @field_validator("rule", mode="before")
+    @classmethod
+    def _bare_name(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
 
 
 def least_participants(rule: Rule) -> int:

@@ -33,6 +33,12 @@ def test_every_rule_is_taken(rule):
     assert config.server.rule.name in rule
 
 
+def test_a_rule_without_parameters_may_be_named_alone():
+    assert load_config(QUICKSTART, [*TEN, "server.rule=median"]).server.rule.name == "median"
+    assert mistake("server.rule=krum") == "server.rule.num_attackers: required, but missing"
+    assert mistake("server.rule=7") == "server.rule: must be a mapping (got 7)"
+
+
 @pytest.mark.parametrize("rule", RULES[1:])
 @pytest.mark.parametrize("method", sorted(method_names()))
 def test_every_method_has_its_rules(method, rule):
