@@ -38,6 +38,7 @@ from parablock_ray.algorithms.population import Population
 from parablock_ray.algorithms.rng import generator
 from parablock_ray.algorithms.wire import Wire
 from parablock_ray.config.method import BlockMethod, FedBCD, ParaBlock
+from parablock_ray.config.server import Mean
 
 NUM_EXAMPLES = (20, 35, 50, 65)  # by client
 NUM_BLOCKS, BLOCK_SIZE = 4, 4
@@ -189,7 +190,7 @@ def mean_squared_gradient(config: BlockMethod, problem: Problem) -> Tensor:
     population = Population(problem.num_examples, len(problem.clients), seed=0)
     method = make_method(config, population)
     master, live = problem.start.clone(), problem.start.clone()
-    server = make_server(config, population, blocks_of(master), WIRE, cut_through=False)
+    server = make_server(config, population, blocks_of(master), WIRE, cut_through=False, rule=Mean())
     replica = make_replica(config, population, LiveModel(blocks_of(live), {}, activate=lambda rank: None), WIRE)
     minibatches = [draw_minibatches(client, config, i) for i, client in enumerate(problem.clients)]
     everything = problem.together

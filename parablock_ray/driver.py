@@ -156,6 +156,7 @@ def _attempt(experiment: _Experiment, resumed: Resumed | None, num_replays: int)
             "num_rounds": method.num_rounds,
             "num_clients": config.clients.num,
             "num_dropped": sum(isinstance(event, Dropped) for event in events),
+            "num_refused": sum(isinstance(event, Dropped) and event.has_sent for event in events),
             "num_replays": num_replays,
             "num_workers": info.num_workers,
             "loss_before": loss_before,

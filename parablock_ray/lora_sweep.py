@@ -109,7 +109,7 @@ class _Replay:
         """Every round once more; the parameters hold the last one's model."""
         wire = Wire.of(self._config.network)
         method = self._method.model_copy(update={"threshold": threshold})
-        server = LoraServer(method, population, parameters, wire, cut_through=False)
+        server = LoraServer(method, population, parameters, wire, cut_through=False, rule=self._config.server.rule)
         schedule, commits = make_method(self._config.method, population), []
         for round, uploads in enumerate(self._uploads):
             plan = schedule.plan(round)

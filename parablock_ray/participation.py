@@ -25,13 +25,15 @@ class Participation:
             self.note(each)
 
     def attend(self, plan: RoundPlan) -> tuple[RoundPlan, Sequence[Dropped]]:
-        """The plan without those who are left out, and who they are. Raises RunFailed where too few are left."""
+        """The plan without those who are left out, and who they are; whose update will be refused trains all the same.
+        Raises RunFailed where too few are left."""
         for each in self._late(plan):
             self._dropped[plan.round].setdefault(each.client, each)
         dropped = [self._dropped[plan.round][v.client] for v in plan.visits if v.client in self._dropped[plan.round]]
-        left = plan.without({each.client for each in dropped})
+        refused = frozenset(each.client for each in dropped if each.has_sent)
+        left = replace(plan.without({each.client for each in dropped} - refused), refused=refused)
         if dropped:
-            require_enough(len(left.visits), self._min_participants, dropped[-1])
+            require_enough(len(left.visits) - len(refused), self._min_participants, dropped[-1])
         self._under_way[plan.round] = left
         return left, dropped
 

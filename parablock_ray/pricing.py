@@ -67,7 +67,10 @@ class Pricing:
     def load(self, commit: Committed, spans: Iterable[Span]) -> RoundLoad:
         """What every client of a round computed and sent. `spans`: all of that round's."""
         by_visit = {(span.phase, span.client): span for span in spans}
-        visits = tuple(self._visit_load(client, by_visit) for client in commit.participants)
+        clients = commit.participants
+        if commit.refused:  # the server waits for what it refuses; the computer of several clients trained them in turn
+            clients = tuple(sorted(clients + commit.refused, key=lambda client: by_visit["compute", client].start_s))
+        visits = tuple(self._visit_load(client, by_visit) for client in clients)
         return RoundLoad(commit.round, commit.round - 1 - self.staleness, visits)
 
     def _visit_load(self, client: int, spans: dict[tuple[Phase, int], Span]) -> VisitLoad:

@@ -71,22 +71,26 @@ def _method_bytes(config: Config, shapes: Mapping[str, Tensor], most: Traffic) -
             "new adapters, of rounds not forgotten": (2 + method.staleness) * most.download,
             "uploads of a round": (1 + method.staleness) * most.uploads,
         }
-    largest = max(block.num_params for block in layout.blocks)
+    largest, rule = max(block.num_params for block in layout.blocks), config.server.rule
     num_trained = layout.num_params - layout.num_frozen_params
     num_vectors = len(new_server_state(method.server_optimizer, 0, torch.float32))
+    is_withdrawn = config.network.exchange == "cut_through"  # what a round has published, once an update is refused
     return {
         "adapted weights without factors, fp32": frozen,
         "adapters, fp32": num_trained * FP32_BYTES if trains_adapters(method) else 0,
         "previous values, fp32": method.staleness * largest * FP32_BYTES,
         # A sum for each round that clients may be in, and the value that the oldest of them is stepped into.
-        "sums and new value, fp32": (method.staleness + 2) * largest * FP32_BYTES,
+        "sums and new value, fp32": (1 if rule.keeps_all else method.staleness + 2) * largest * FP32_BYTES,
         "server optimizer, fp32": num_vectors * num_trained * FP32_BYTES,
+        "server optimizer before the round, fp32": num_vectors * largest * FP32_BYTES if is_withdrawn else 0,
         "uploads kept, at most": _kept_bytes(config, most),
     }
 
 
 def _kept_bytes(config: Config, most: Traffic) -> int:
-    """With cut_through all uploads of a round until the commit; with store_and_forward those that wait for their
-    turn, of which `clients.max_in_flight` lets in so many."""
+    """With cut_through, or a rule that needs them side by side, all of every round that clients may be in, until its
+    commit; else those that wait for their turn, of which `clients.max_in_flight` lets in so many."""
+    if config.server.rule.keeps_all or config.network.exchange == "cut_through":
+        return (config.method.staleness + 1) * most.uploads
     limit = config.clients.max_in_flight
     return most.uploads if limit is None else min(most.uploads, limit * most.upload)

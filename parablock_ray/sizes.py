@@ -87,7 +87,7 @@ class _Blocks:
 
     def __init__(self, config: Config, population: Population, shapes: Mapping[str, Tensor], wire: Wire) -> None:
         self._upload_params = upload_params(config, population, shapes)
-        self._server = make_server(config.method, population, shapes, wire, cut_through=False)
+        self._server = make_server(config.method, population, shapes, wire, cut_through=False, rule=config.server.rule)
 
     def open(self, plan: RoundPlan) -> None:
         self._server.open(plan)

@@ -69,7 +69,7 @@ def test_every_config_key_is_documented_with_its_defaults() -> None:
     assert sorted(defaults.keys() - rows.keys()) == [], "keys that are not documented"
     assert sorted(rows.keys() - defaults.keys()) == [], "keys that are not there"
     # Required, but for the default model.
-    tags = {key for key in defaults if key.endswith(("server_optimizer.name", "data.split.name"))}
+    tags = {key for key in defaults if key.endswith(("server_optimizer.name", "data.split.name", "server.rule.name"))}
     for key, values in defaults.items():
         written = [yaml.safe_load(text) for text in CODE.findall(rows[key])]
         for value in values:

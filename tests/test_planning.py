@@ -204,7 +204,7 @@ def test_memory_has_its_parts_by_name() -> None:
         "master model, fp32": model_bytes,
         "previous values, fp32": BLOCK_BYTES,
         "sums and new value, fp32": 3 * BLOCK_BYTES,
-        "uploads kept, at most": 2 * BLOCK_BYTES,
+        "uploads kept, at most": 2 * 2 * BLOCK_BYTES,  # of two clients and two rounds
     }
     assert (worker.process, worker.num_processes, worker.total_bytes) == ("worker", 1, model_bytes + 10 * BLOCK_BYTES)
 
@@ -223,6 +223,16 @@ def test_ray_is_asked_for_what_is_told(method: list[str]) -> None:
     shapes = model_shapes(config.model.name)
     asked = server_bytes(config, shapes, first_traffic(config, prepare(config).population, shapes))
     assert sum(asked.values()) == server.total_bytes > 0
+
+
+def test_memory_of_rules_that_need_all_updates_at_once() -> None:
+    clients = ["clients.num=5", "clients.min_participants=5", "runtime=ray"]
+    rule = "server.rule={name: krum, num_attackers: 1}"
+    _, kept = plan_of(*EQUAL, *clients, rule).memory
+    _, folded = plan_of(*EQUAL, *clients).memory
+    assert kept.parts_bytes["uploads kept, at most"] == 2 * folded.parts_bytes["uploads kept, at most"]
+    assert kept.parts_bytes["uploads kept, at most"] == 2 * 5 * BLOCK_BYTES
+    assert kept.parts_bytes["sums and new value, fp32"] == BLOCK_BYTES
 
 
 def test_memory_of_narrow_models_and_other_optimizers() -> None:

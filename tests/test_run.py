@@ -96,7 +96,7 @@ def test_metrics_have_a_row_a_round(finished, summary):
     metrics = rows(finished / "metrics.jsonl")
     assert [row["round"] for row in metrics] == list(range(5))
     phases = {f"{phase}_s{suffix}" for phase in ("compute", "upload", "download", "wait") for suffix in ("", "_max")}
-    counts = {"bytes_up", "bytes_down", "bytes_catch_up", "num_participants", "num_examples", "server_s"}
+    counts = {"bytes_up", "bytes_down", "bytes_catch_up", "num_participants", "num_refused", "num_examples", "server_s"}
     assert all(row.keys() == {"round", "block", "loss", "seconds"} | phases | counts for row in metrics)
     assert sum(row["seconds"] for row in metrics) == pytest.approx(summary["seconds"], rel=1e-12)
 

@@ -4,6 +4,9 @@ Only separate multiplications and additions are used. A fused multiply-add round
 vector kernel rounds twice, so with it the bits would depend on where a chunk ends.
 """
 
+import math
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -13,16 +16,29 @@ from parablock_ray.config.training import ServerAdagrad, ServerAdaptive, ServerM
 _FOLDED = torch.empty(0)
 
 
+def l2_norm(chunks: Iterable[Tensor]) -> float:
+    """Of the vector that these are the chunks of, in any float dtype: summed in fp64, where no square of an fp32 number
+    overflows."""
+    return math.sqrt(sum(float(chunk.to(torch.float64).square().sum()) for chunk in chunks))
+
+
 class RoundSum:
     """Σ w_i Δ_i of one round, folded in plan order whatever the order of arrival.
 
     `bounds` are the chunks of the block. With `by_chunk` a chunk is folded as soon as it is its client's turn
     (cut-through); without, a client is folded only when all its chunks are there (store-and-forward).
-    Both give the same bits.
+    Both give the same bits. With it all chunks are kept to the end, since a client may be found out in the middle.
+
+    `clip`: Δ_i · min(1, clip / ‖Δ_i‖) in place of Δ_i (Sun et al., arXiv 1911.07963); whole clients only. The weights
+    stay: they are the plan's, and no client has a say in its own. None: as it is.
     """
 
-    def __init__(self, plan: RoundPlan, bounds: list[tuple[int, int]], dtype: torch.dtype, by_chunk: bool) -> None:
+    def __init__(
+        self, plan: RoundPlan, bounds: list[tuple[int, int]], dtype: torch.dtype, by_chunk: bool, clip: float | None
+    ) -> None:
+        assert clip is None or not by_chunk, "a norm is that of all chunks"
         self.bounds = bounds
+        self._clip = clip
         self._dtype = dtype
         self._total: Tensor | None = None  # not before the first fold: rounds are opened ahead
         # A client alone has weight 1, so that Δ̄ is its delta to the last bit: (Δ · n) / n is not, for many n.
@@ -40,13 +56,19 @@ class RoundSum:
         if self._by_chunk:
             self._fold(chunk)
         elif len(arrived) == len(self.bounds):
+            if self._clip is not None:
+                self._cut(arrived, self._clip)
             for each in range(len(self.bounds)):
                 self._fold(each)
 
     def drop(self, client: int) -> None:
-        """This client, of which nothing has arrived, is left out. Who came in behind it is folded."""
-        assert not self._arrived.pop(client), "what is in the sum cannot be taken out"
+        """This client is left out. Who came in behind it is folded; of what is in the sum already nothing can be taken
+        out in floating point, so the sum is made anew."""
+        has_sent = self._arrived.pop(client)
         self._order = [each for each in self._order if each[0] != client]
+        if has_sent:
+            assert self._by_chunk, "whole clients are judged before they come here"
+            self._total, self._num_folded = None, [0] * len(self.bounds)
         for chunk in range(len(self.bounds)):
             self._fold(chunk)
 
@@ -71,8 +93,16 @@ class RoundSum:
             if chunk not in arrived or not (self._by_chunk or self._is_whole(client)):
                 return
             self._total[start:end] += arrived[chunk].to(self._dtype) * weight
-            arrived[chunk] = _FOLDED  # keeps the mark, and lets go of the memory, which may be the object store's
+            if not self._by_chunk:
+                arrived[chunk] = _FOLDED  # keeps the mark, and lets go of the memory, which may be the object store's
             self._num_folded[chunk] += 1
+
+    def _cut(self, arrived: dict[int, Tensor], norm: float) -> None:
+        """Scale a client's chunks down to this norm, if theirs is larger."""
+        own = l2_norm(arrived[chunk] for chunk in range(len(self.bounds)))
+        if own > norm:
+            for chunk, values in arrived.items():
+                arrived[chunk] = values.to(self._dtype) * (norm / own)
 
     def _is_whole(self, client: int) -> bool:
         return len(self._arrived[client]) == len(self.bounds)

@@ -33,7 +33,8 @@ class RoundPlan:
     """One round: who trains which block, from which version of the model, how.
 
     `reads` is the last round whose aggregate a client may use: exactly t − 1 − staleness, negative where there
-    is none yet. `visits` stand in fold order: n_i descending, ties by client id.
+    is none yet. `visits` stand in fold order: n_i descending, ties by client id. `refused`: clients of these visits
+    of whose updates it is known that they are refused; they train and send all the same.
     """
 
     round: int
@@ -41,10 +42,15 @@ class RoundPlan:
     reads: int
     visits: tuple[Visit, ...]
     lr: float
+    refused: frozenset[int] = frozenset()
 
     def without(self, clients: Collection[int]) -> "RoundPlan":
         """The round with these clients left out; the shares stay those of the cohort that was planned."""
         return replace(self, visits=tuple(visit for visit in self.visits if visit.client not in clients))
+
+    def in_order(self, clients: Collection[int]) -> tuple[int, ...]:
+        """These clients of the round, in fold order."""
+        return tuple(visit.client for visit in self.visits if visit.client in clients)
 
 
 class Method(Protocol):
@@ -62,10 +68,21 @@ class Method(Protocol):
 
 
 @dataclass(frozen=True)
+class Sent:
+    """What stands on one chunk of an upload: who sent it, of which round and block."""
+
+    round: int
+    block: int
+    client: int
+    chunk: int
+
+
+@dataclass(frozen=True)
 class Publication:
     """One chunk of what round `round` brings to the clients of `variant`: flat, in the wire dtype.
 
-    Chunks of a variant come in order, `is_last` marks its last one. Provisional until the commit.
+    Chunks of a variant come in order, `is_last` marks its last one. Provisional until the commit: where an update is
+    refused some of whose chunks were in them, they come again from the first one on and take the others' place.
     """
 
     round: int
@@ -90,11 +107,14 @@ class ModuleRank:
 class Commit:
     """Round `round` is now part of the model. `update_norm` is the L2 norm of G_t.
 
+    `plan`: without those who have no part in it. `refused`, in fold order: those of them who had sent something.
+
     `uploads`: client → what it sent, flat, in the wire dtype; of methods that are told to keep them.
     """
 
     plan: RoundPlan
     update_norm: float
+    refused: tuple[int, ...] = ()
     module_ranks: tuple[ModuleRank, ...] = ()
     uploads: Mapping[int, Tensor] = field(default_factory=dict)
 
@@ -146,6 +166,15 @@ class Server(Protocol):
     def drop(self, round: int, client: int) -> Iterator[Publication | Commit]:
         """This client, which has sent nothing of this round, will not; others are left. What this makes public, as
         above."""
+        ...
+
+    def refuse(self, round: int, client: int) -> Iterator[Publication | Commit]:
+        """What this client sent of this round, all of it or some, has no part in it; others are left. It downloads what
+        the round brings like them. What this makes public, as above."""
+        ...
+
+    def upload_params(self, round: int, client: int) -> int:
+        """How many parameters the upload of this client has in this round, which is open."""
         ...
 
     def updates(self, after: int, up_to: int, variant: int) -> Sequence[Update]:

@@ -13,20 +13,28 @@ from parablock_ray.algorithms.base import Commit, Publication, RoundPlan, Update
 from parablock_ray.algorithms.blocks import flatten, make_layout, unflatten_into
 from parablock_ray.algorithms.lora import Adapter
 from parablock_ray.algorithms.population import Attendance, Population
+from parablock_ray.algorithms.robust import RoundVectors, open_round
 from parablock_ray.algorithms.wire import Wire
 from parablock_ray.config.lora import FactorMethod
 from parablock_ray.config.method import BlockMethod
+from parablock_ray.config.server import Rule
 
 
 class _OpenRound:
     """A round on its way: its sum, and the second buffer into which the server steps chunk by chunk."""
 
-    def __init__(self, plan: RoundPlan, total: RoundSum) -> None:
-        self.plan = plan
+    def __init__(self, plan: RoundPlan, total: RoundSum | RoundVectors) -> None:
+        self.planned = self.plan = plan
         self.total = total
+        self.refused: set[int] = set()
+        self.restart()
+
+    def restart(self) -> None:
+        """No chunk is stepped."""
         self.new_value: Tensor | None = None
         self.num_stepped = 0
         self.squared_norm = 0.0
+        self.before: list[tuple[Tensor, Tensor]] = []  # of cut-through: an optimizer's vector, and what it was
 
     @property
     def num_chunks(self) -> int:
@@ -48,6 +56,7 @@ class BlockServer:
         parameters: Mapping[str, Tensor],
         wire: Wire,
         cut_through: bool,
+        rule: Rule,
     ) -> None:
         self.num_committed = 0
         self.layout = make_layout(parameters, config.num_blocks, config.parameters)
@@ -55,6 +64,7 @@ class BlockServer:
         self._optimizer = config.server_optimizer
         self._wire = wire
         self._cut_through = cut_through
+        self._rule = rule
         self._tensors = [[parameters[name] for name in block.names] for block in self.layout.blocks]
         self._dtype = self._tensors[0][0].dtype
         self._optimizer_state: dict[int, dict[str, Tensor]] = {}
@@ -66,7 +76,7 @@ class BlockServer:
 
     def open(self, plan: RoundPlan) -> None:
         """Expect the updates of this round. Must come before the first of them."""
-        total = RoundSum(plan, self._bounds(plan.block), self._dtype, by_chunk=self._cut_through)
+        total = open_round(self._rule, plan, self._bounds(plan.block), self._dtype, by_chunk=self._cut_through)
         self._open[plan.round] = _OpenRound(plan, total)
         self._blocks.append(plan.block)
         self._attendance.note(plan)
@@ -86,6 +96,21 @@ class BlockServer:
         current.total.drop(client)
         self._attendance.drop(round, client)
         return self._made_public()
+
+    def refuse(self, round: int, client: int) -> Iterator[Publication | Commit]:
+        """What this client sent of this round has no part in it. Chunks of the round that were public come again."""
+        current = self._open[round]
+        current.refused.add(client)
+        current.plan = current.plan.without({client})
+        current.total.drop(client)
+        for vector, old in reversed(current.before):
+            vector.copy_(old)
+        current.restart()
+        return self._made_public()
+
+    def upload_params(self, round: int, client: int) -> int:
+        """Those of the round's block."""
+        return self.layout.blocks[self._open[round].plan.block].num_params
 
     def updates(self, after: int, up_to: int, variant: int) -> list[Update]:
         """Every block that rounds after `after` have changed, as of `up_to`: the latest value replaces the others."""
@@ -165,7 +190,10 @@ class BlockServer:
         start, end = total.bounds[chunk]
         if current.new_value is None:
             current.new_value = flatten(self._tensors[plan.block], self._dtype)
-        step = server_step(self._optimizer, self._state(plan.block, start, end), total.mean(chunk))
+        mean, state = total.mean(chunk), self._state(plan.block, start, end)
+        if self._cut_through:
+            current.before += [(vector, vector.clone()) for vector in state.values()]
+        step = server_step(self._optimizer, state, mean)
         current.new_value[start:end] += step
         current.squared_norm += float(step.square().sum())
         current.num_stepped += 1
@@ -188,4 +216,4 @@ class BlockServer:
         unflatten_into(current.new_value, self._tensors[plan.block])
         del self._open[plan.round]
         self.num_committed += 1
-        return Commit(plan, current.squared_norm**0.5)
+        return Commit(plan, current.squared_norm**0.5, refused=current.planned.in_order(current.refused))

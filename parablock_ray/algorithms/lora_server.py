@@ -29,6 +29,7 @@ from parablock_ray.algorithms.population import Attendance, Population
 from parablock_ray.algorithms.wire import Wire
 from parablock_ray.config.lora import FactorMethod, FFALoRA
 from parablock_ray.config.method import BlockMethod
+from parablock_ray.config.server import Mean, Rule
 
 
 class FactorServer:
@@ -41,6 +42,7 @@ class FactorServer:
         parameters: Mapping[str, Tensor],
         wire: Wire,
         cut_through: bool,
+        rule: Rule,
     ) -> None:
         [rank] = all_ranks(config.lora)
         self._scaling = config.lora.alpha / rank
@@ -53,7 +55,7 @@ class FactorServer:
         for target, (B, A) in zip(targets, self._pairs, strict=True):
             trained |= {target.factor("B", rank): B}
             trained |= {} if isinstance(config, FFALoRA) else {target.factor("A", rank): A}
-        self._blocks = BlockServer(config, population, trained, wire, cut_through)
+        self._blocks = BlockServer(config, population, trained, wire, cut_through, rule)
 
     def open(self, plan: RoundPlan) -> None:
         self._blocks.open(plan)
@@ -63,6 +65,12 @@ class FactorServer:
 
     def drop(self, round: int, client: int) -> Iterator[Publication | Commit]:
         return self._blocks.drop(round, client)
+
+    def refuse(self, round: int, client: int) -> Iterator[Publication | Commit]:
+        return self._blocks.refuse(round, client)
+
+    def upload_params(self, round: int, client: int) -> int:
+        return self._blocks.upload_params(round, client)
 
     def updates(self, after: int, up_to: int, variant: int) -> Sequence[Update]:
         return self._blocks.updates(after, up_to, variant)
@@ -93,7 +101,8 @@ class _OpenRound:
     """A round on its way: the chunks that are in, by client."""
 
     def __init__(self, plan: RoundPlan, num_chunks: Mapping[int, int]) -> None:
-        self.plan = plan
+        self.planned = self.plan = plan
+        self.refused: set[int] = set()
         self._num_chunks = num_chunks
         self._chunks: dict[int, dict[int, Tensor]] = {client: {} for client in num_chunks}
 
@@ -127,8 +136,10 @@ class LoraServer:
         parameters: Mapping[str, Tensor],
         wire: Wire,
         cut_through: bool,
+        rule: Rule,
     ) -> None:
         assert not cut_through, "a rule needs whole adapters"
+        assert isinstance(rule, Mean), "the method has a rule of its own"
         self.num_committed = 0
         self._config = config
         self._rule = rule_of(config)
@@ -160,6 +171,18 @@ class LoraServer:
         self._open[round].drop(client)
         self._attendance.drop(round, client)
         return self._made_public()
+
+    def refuse(self, round: int, client: int) -> Iterator[Publication | Commit]:
+        """What this client sent of this round has no part in it; it is not here, since whole adapters are judged before
+        they come."""
+        current = self._open[round]
+        current.refused.add(client)
+        current.drop(client)
+        return self._made_public()
+
+    def upload_params(self, round: int, client: int) -> int:
+        """Those of adapters of its rank."""
+        return self._num_params(client)
 
     def updates(self, after: int, up_to: int, variant: int) -> list[Update]:
         """What every round merged; factors replace those of the rounds before."""
@@ -311,7 +334,8 @@ class LoraServer:
         parts = [part for each in made for part in (each.factors, each.merge) if part]
         norm = sum(update_norm(part) ** 2 for part in parts) ** 0.5
         kept = {visit.client: current.upload(visit.client) for visit in plan.visits if self._config.keep_uploads}
-        return Commit(plan, norm, tuple(self._module_ranks(made)), kept)
+        refused = current.planned.in_order(current.refused)
+        return Commit(plan, norm, refused, tuple(self._module_ranks(made)), kept)
 
     def _module_ranks(self, made: Sequence[ModuleUpdate]) -> Iterator[ModuleRank]:
         for target, each in zip(self._targets, made, strict=True):

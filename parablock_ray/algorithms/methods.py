@@ -21,6 +21,7 @@ from parablock_ray.algorithms.population import Population
 from parablock_ray.algorithms.wire import Wire
 from parablock_ray.config.lora import LoraMethod
 from parablock_ray.config.method import BlockMethod, MethodConfig
+from parablock_ray.config.server import Rule
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,16 @@ class MethodParts:
 
 
 def block_server(
-    config: BlockMethod, population: Population, parameters: Mapping[str, Tensor], wire: Wire, cut_through: bool
+    config: BlockMethod,
+    population: Population,
+    parameters: Mapping[str, Tensor],
+    wire: Wire,
+    cut_through: bool,
+    rule: Rule,
 ) -> Server:
     """Around blocks of the model's parameters, or of adapters."""
     kind = FactorServer if config.parameters == "lora" else BlockServer
-    return kind(config, population, parameters, wire, cut_through)
+    return kind(config, population, parameters, wire, cut_through, rule)
 
 
 def block_replica(config: BlockMethod, population: Population, live: LiveModel, wire: Wire) -> Replica:
@@ -73,10 +79,15 @@ def make_method(config: MethodConfig, population: Population) -> Method:
 
 
 def make_server(
-    config: MethodConfig, population: Population, parameters: Mapping[str, Tensor], wire: Wire, cut_through: bool
+    config: MethodConfig,
+    population: Population,
+    parameters: Mapping[str, Tensor],
+    wire: Wire,
+    cut_through: bool,
+    rule: Rule,
 ) -> Server:
     """Its server's half, around the parameters of the fp32 master, which it updates in place at each commit."""
-    return METHODS[config.name].server(config, population, parameters, wire, cut_through)
+    return METHODS[config.name].server(config, population, parameters, wire, cut_through, rule)
 
 
 def make_replica(config: MethodConfig, population: Population, live: LiveModel, wire: Wire) -> Replica:

@@ -7,9 +7,10 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_va
 from parablock_ray.config.base import Strict
 from parablock_ray.config.data import DataConfig, check_source
 from parablock_ray.config.evaluation import EvaluationConfig
-from parablock_ray.config.lora import LoraMethod, check_num_ranks
+from parablock_ray.config.lora import CollectingMethod, LoraMethod, check_num_ranks
 from parablock_ray.config.method import FedCyBGD, MethodConfig
 from parablock_ray.config.network import NetworkConfig
+from parablock_ray.config.server import Rule, ServerConfig, least_participants
 
 # DeepSpeed's own keys that change neither the optimizer nor what a step computes. All others are ours to set.
 SAFE_DEEPSPEED_KEYS = frozenset(
@@ -142,6 +143,7 @@ class Config(Strict):
     workers: WorkersConfig = WorkersConfig()
     engine: EngineConfig = EngineConfig()
     method: MethodConfig
+    server: ServerConfig = ServerConfig()
     network: NetworkConfig = NetworkConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -171,6 +173,67 @@ class Config(Strict):
             raise ValueError(
                 f"clients.max_in_flight: leave it out with method.name={self.method.name}, whose server needs the "
                 f"adapters of the whole round at once (got {self.clients.max_in_flight})"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _norms_can_be_judged(self) -> "Config":
+        given = [key for key in ("max_norm", "max_norm_over_median") if getattr(self.server, key) is not None]
+        if given and self.network.exchange == "cut_through":
+            raise ValueError(
+                f"network.exchange: must be store_and_forward with server.{given[0]}, since a norm is known once the "
+                "whole update is here, and cut_through has published the first chunks by then (got cut_through)"
+            )
+        if given and isinstance(self.method, CollectingMethod):
+            raise ValueError(
+                f"server.{given[0]}: must be left out with method.name={self.method.name}, whose clients send whole "
+                "adapters: their norm is not that of what they change; fedit, ffa_lora and the block methods take it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _the_rule_can_work(self) -> "Config":
+        rule = self.server.rule
+        if rule.name == "mean":
+            return self
+        if isinstance(self.method, CollectingMethod):
+            raise ValueError(
+                f"server.rule: must be mean with method.name={self.method.name}, whose clients send whole adapters: "
+                "their factors cannot stand for one another, coordinate by coordinate, as deltas can; fedit, ffa_lora "
+                f"and the block methods take the others (got {rule.name})"
+            )
+        if rule.whole and self.network.exchange == "cut_through":
+            raise ValueError(
+                f"network.exchange: must be store_and_forward with server.rule {rule.name}, which needs whole updates "
+                "before a chunk can be published (got cut_through); median and trimmed_mean go chunk by chunk"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _the_rule_has_its_clients(self) -> "Config":
+        rule, clients = self.server.rule, self.clients
+        if not rule.keeps_all:
+            return self
+        if isinstance(self.method, FedCyBGD):
+            raise ValueError(
+                f"server.rule: must be mean or clip with method.name=fedcybgd, where a round has one client "
+                f"and nobody to hold it against (got {rule.name})"
+            )
+        if clients.sampling == "by_size":
+            raise ValueError(
+                f"clients.sampling: must be uniform with server.rule {rule.name}, under which every update counts "
+                "once: a client that is drawn twice cannot count twice (got by_size)"
+            )
+        least = least_participants(rule)
+        if clients.cohort_size < least:
+            raise ValueError(
+                f"server.rule: {_described(rule)} needs {least} clients a round or more; there are "
+                f"{clients.cohort_size} (clients.per_round, or clients.num); a smaller num_attackers, or more clients"
+            )
+        if clients.min_participants < least:
+            raise ValueError(
+                f"clients.min_participants: must be at least {least} with server.rule {_described(rule)}, which with "
+                f"fewer left in a round withstands less than it says (got {clients.min_participants})"
             )
         return self
 
@@ -236,3 +299,9 @@ class Config(Strict):
                 f"an example for every client (got {num_train})"
             )
         return self
+
+
+def _described(rule: Rule) -> str:
+    """For people: `krum with num_attackers 2`."""
+    parameters = ", ".join(f"{key} {value}" for key, value in rule if key != "name" and value is not None)
+    return f"{rule.name} with {parameters}" if parameters else rule.name

@@ -122,5 +122,6 @@ def committed_event(commit: Commit, time_s: float, server_s: float) -> Committed
         num_examples=sum(visit.num_examples for visit in visits),
         update_norm=commit.update_norm,
         server_s=server_s,
+        refused=commit.refused,
         kept_ranks=tuple(KeptRank(**asdict(each)) for each in commit.module_ranks),
     )

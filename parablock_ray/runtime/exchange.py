@@ -16,7 +16,7 @@ import ray
 import torch
 from torch import Tensor
 
-from parablock_ray.algorithms.base import RoundPlan, Update
+from parablock_ray.algorithms.base import RoundPlan, Sent, Update
 from parablock_ray.network.links import Line, Link
 from parablock_ray.tracking.events import Phase, Span
 
@@ -41,6 +41,12 @@ def from_payload(payload: np.ndarray, dtype: torch.dtype) -> Tensor:
     """The tensor of `dtype` behind a payload, without a copy. Shared memory: read it, never write to it."""
     values = torch.from_numpy(payload)
     return values.view(torch.bfloat16) if dtype == torch.bfloat16 else values
+
+
+def is_payload(payload: object, dtype: torch.dtype) -> bool:
+    """Whether this could be what `as_payload` makes of a vector of `dtype`."""
+    expected = as_payload(torch.empty(0, dtype=dtype)).dtype
+    return isinstance(payload, np.ndarray) and payload.ndim == 1 and payload.dtype == expected
 
 
 T = TypeVar("T")
@@ -77,9 +83,18 @@ class Stream(Generic[T]):
 
 
 @dataclass(frozen=True)
+class Chunk:
+    """A published chunk, by its index in the round's publication. A reference, so that no value travels with it."""
+
+    index: int
+    reference: ray.ObjectRef
+
+
+@dataclass(frozen=True)
 class Arrival:
     """A published chunk and when this worker heard of it (seconds, time.time())."""
 
+    index: int
     payload: np.ndarray
     published_s: float
 
@@ -136,28 +151,26 @@ class Inbox:
             del self._publications[key]
 
     def _joined(self, arrivals: Sequence[Arrival]) -> Tensor:
-        return torch.cat([from_payload(arrival.payload, self._wire_dtype) for arrival in arrivals])
+        chunks = latest(arrivals)
+        return torch.cat([from_payload(chunk.payload, self._wire_dtype) for chunk in chunks])
 
     async def _fetch(self, round: int, variant: int) -> None:
         made = self._publications[round, variant]
         stream = made.chunks
         while not stream.is_complete:
             num_have = len(stream.items)
-            references, is_complete, made.ranks = await self._server.published.remote(round, variant, num_have)
+            chunks, is_complete, made.ranks = await self._server.published.remote(round, variant, num_have)
             published_s = time.time()
-            for index, reference in enumerate(references):
-                is_last = is_complete and index == len(references) - 1
-                stream.put(Arrival(await reference, published_s), is_last)
+            for place, chunk in enumerate(chunks):
+                is_last = is_complete and place == len(chunks) - 1
+                stream.put(Arrival(chunk.index, await chunk.reference, published_s), is_last)
 
 
-@dataclass(frozen=True)
-class ChunkSent:
-    """Which of how many chunks of whose upload."""
-
-    round: int
-    client: int
-    chunk: int
-    num_chunks: int
+def latest(arrivals: Sequence[Arrival]) -> list[Arrival]:
+    """Every chunk of a publication once, in order, as it came last: where an update was refused in mid-round
+    the first chunks come again."""
+    by_index = {arrival.index: arrival for arrival in arrivals}
+    return [by_index[index] for index in range(len(by_index))]
 
 
 class Outbox:
@@ -170,7 +183,7 @@ class Outbox:
     def __init__(self, server: ray.actor.ActorHandle, is_limited: bool) -> None:
         self._server = server
         self._is_limited = is_limited
-        self._ready: list[tuple[ChunkSent, ray.ObjectRef]] = []
+        self._ready: list[tuple[Sent, ray.ObjectRef]] = []
         self._sending = asyncio.Lock()
 
     async def room(self, round: int, client: int) -> None:
@@ -178,7 +191,7 @@ class Outbox:
         if self._is_limited:
             await self._server.room.remote(round, client)
 
-    async def deliver(self, sent: ChunkSent, reference: ray.ObjectRef) -> None:
+    async def deliver(self, sent: Sent, reference: ray.ObjectRef) -> None:
         """Answers when the server has it."""
         mine = sent, reference
         self._ready.append(mine)
@@ -238,12 +251,12 @@ class Exchange:
         for index, chunk in enumerate(chunks):
             reference = ray.put(as_payload(chunk))  # before the wait: the copy hides behind the link
             await _until(passes[index][1])
-            sent = ChunkSent(plan.round, self._client, index, len(chunks))
+            sent = Sent(plan.round, plan.block, self._client, index)
             sends.append(asyncio.create_task(self._deliver(sent, reference)))
         await asyncio.gather(*sends)
         return self._span("upload", plan, passes[0][0], sum(chunk.nbytes for chunk in chunks))
 
-    async def _deliver(self, sent: ChunkSent, reference: ray.ObjectRef) -> None:
+    async def _deliver(self, sent: Sent, reference: ray.ObjectRef) -> None:
         await asyncio.sleep(self._link.latency_s)
         await self._outbox.deliver(sent, reference)
 
@@ -253,7 +266,8 @@ class Exchange:
         async with self._downloads:
             passes = [await self._receive(each.payload.nbytes, each.published_s) async for each in arrivals.each()]
             await _until(passes[-1][1])
-        return self._span("download", plan, passes[0][0], sum(arrival.payload.nbytes for arrival in arrivals.items))
+        num_bytes = sum(arrival.payload.nbytes for arrival in latest(arrivals.items))
+        return self._span("download", plan, passes[0][0], num_bytes)
 
     async def _receive(self, num_bytes: int, sent_s: float) -> tuple[float, float]:
         """Bytes that the server sends come to the client's line; when they begin and end to pass it."""

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -13,7 +14,7 @@ class _Update:
     """One client's update of a round, until it and all before it are in their sums."""
 
     client: int
-    num_left: int | None = None  # chunks that have not arrived; None: none has
+    num_left: int  # chunks that have not arrived
     may_come: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -29,12 +30,13 @@ class InFlight:
         self._updates: deque[tuple[int, _Update]] = deque()  # with their rounds, in fold order
         self._by_visit: dict[tuple[int, int], _Update] = {}
 
-    def open(self, plan: RoundPlan) -> None:
-        """Expect this round's updates; rounds in order."""
+    def open(self, plan: RoundPlan, num_chunks: Mapping[int, int]) -> None:
+        """Expect this round's updates, of so many chunks by client; rounds in order."""
         if self._limit is None:
             return
         for visit in plan.visits:
-            update = self._by_visit[plan.round, visit.client] = _Update(visit.client)
+            update = _Update(visit.client, num_chunks[visit.client])
+            self._by_visit[plan.round, visit.client] = update
             self._updates.append((plan.round, update))
         self._let_in()
 
@@ -43,20 +45,19 @@ class InFlight:
         if self._limit is not None:
             await self._by_visit[round, client].may_come.wait()
 
-    def arrived(self, round: int, client: int, num_chunks: int) -> None:
-        """One of the update's chunks is with the server."""
-        if self._limit is None:
-            return
-        update = self._by_visit[round, client]
-        update.num_left = (num_chunks if update.num_left is None else update.num_left) - 1
-        self._let_in()
+    def arrived(self, round: int, client: int) -> None:
+        """One of the update's chunks is with the server. More than there are come from clients that were refused."""
+        update = self._by_visit.get((round, client))
+        if update is not None and update.num_left > 0:
+            update.num_left -= 1
+            self._let_in()
 
     def drop(self, round: int, client: int) -> None:
-        """This client, which has sent nothing of this round, will not."""
-        if self._limit is None:
-            return
-        self._by_visit[round, client].num_left = 0
-        self._let_in()
+        """Nothing of this client's update of this round is waited for: it does not come, or was refused."""
+        update = self._by_visit.get((round, client))
+        if update is not None:
+            update.num_left = 0
+            self._let_in()
 
     def _let_in(self) -> None:
         while self._updates and self._updates[0][1].num_left == 0:

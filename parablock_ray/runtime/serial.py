@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from parablock_ray.algorithms.base import Commit, Publication, RoundPlan, Visit
+from parablock_ray.algorithms.base import Commit, Publication, RoundPlan, Sent, Visit
 from parablock_ray.algorithms.wire import Wire
 from parablock_ray.checkpoint import Checkpoint
 from parablock_ray.evaluation.evaluator import Evaluated, Evaluator
@@ -132,18 +132,23 @@ class SerialRuntime:
         start_s = self._now_s()
         upload = trained.upload
         for chunk, (start, end) in enumerate(self._wire.bounds(upload.numel())):
-            self._make_public(self._master.receive(plan.round, visit.client, chunk, upload[start:end]))
+            sent = Sent(plan.round, plan.block, visit.client, chunk)
+            self._make_public(self._master.receive(sent, upload[start:end]))
         self._span("upload", plan, visit, start_s, self._now_s(), upload.nbytes, None)
         return True
 
-    def _make_public(self, made_public: Iterator[Publication | Commit]) -> None:
+    def _make_public(self, made_public: Iterator[Publication | Commit | Dropped]) -> None:
         start_s = self._now_s()
         for made in made_public:
             if isinstance(made, Commit):
                 server_s = self._server_s + self._now_s() - start_s
                 write_uploads(Path(self._setup.config.out), made.plan.round, made.uploads)
                 self._events.append(committed_event(made, self._now_s(), server_s))
+            elif isinstance(made, Dropped):
+                self._events.append(made)
             else:
+                if made.chunk == 0:  # they may come again
+                    self._published_bytes[made.round, made.variant] = 0
                 self._published_bytes[made.round, made.variant] += made.values.nbytes
         self._server_s += self._now_s() - start_s
 

@@ -15,12 +15,12 @@ import ray
 import torch
 from torch import Tensor
 
-from parablock_ray.algorithms.base import Commit, Publication, RoundPlan, Update, Visit
+from parablock_ray.algorithms.base import Commit, Publication, RoundPlan, Sent, Update, Visit
 from parablock_ray.algorithms.wire import Wire
 from parablock_ray.checkpoint import Checkpoint
 from parablock_ray.errors import UserError
 from parablock_ray.runtime.base import RunSetup, RuntimeInfo, committed_event, worker_of
-from parablock_ray.runtime.exchange import ChunkSent, Stream, as_payload, from_payload
+from parablock_ray.runtime.exchange import Chunk, Stream, as_payload, from_payload, is_payload
 from parablock_ray.runtime.in_flight import InFlight
 from parablock_ray.runtime.memory import peak_rss_bytes
 from parablock_ray.tracking.events import Committed, Dropped, Event, Span
@@ -41,7 +41,7 @@ class ServerActor:
         self._thread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(config.workers.threads,))
         self._setup = setup
         self._in_flight = InFlight(config.clients.max_in_flight)
-        self._published: dict[tuple[int, int], Stream[ray.ObjectRef]] = {}  # (round, variant) → its chunks
+        self._published: dict[tuple[int, int], Stream[Chunk]] = {}  # (round, variant) → its chunks
         self._ranks: dict[tuple[int, int], tuple[int, ...]] = {}  # the same → how to take it apart
         self._committed: dict[int, asyncio.Event] = defaultdict(asyncio.Event)
         self._snapshots: dict[int, asyncio.Future[ray.ObjectRef]] = {}  # round that is judged → the model after it
@@ -81,7 +81,7 @@ class ServerActor:
     async def open(self, plan: RoundPlan) -> None:
         """Expect this round's updates; comes before any of them."""
         self._master.open(plan)
-        self._in_flight.open(plan)
+        self._in_flight.open(plan, self._master.num_chunks(plan))
         self._num_downloads_due[plan.round] = len(plan.visits)
         for visit in plan.visits:
             self._published[plan.round, visit.variant] = Stream()
@@ -92,19 +92,16 @@ class ServerActor:
         """Wait until this client may send its upload of this round: see InFlight."""
         await self._in_flight.wait(round, client)
 
-    async def receive_all(self, chunks: Sequence[ChunkSent], *payloads: np.ndarray) -> None:
+    async def receive_all(self, chunks: Sequence[Sent], *payloads: np.ndarray) -> None:
         """Several chunks, of any rounds and clients."""
-        await asyncio.gather(*map(self._receive_one, chunks, payloads))
+        await asyncio.gather(*map(self.receive, chunks, payloads))
 
-    async def _receive_one(self, sent: ChunkSent, payload: np.ndarray) -> None:
-        await self.receive(sent.round, sent.client, sent.chunk, payload)
-        self._in_flight.arrived(sent.round, sent.client, sent.num_chunks)
-
-    async def receive(self, round: int, client: int, chunk: int, payload: np.ndarray) -> None:
+    async def receive(self, sent: Sent, payload: np.ndarray) -> None:
         """One chunk of one client's upload."""
-        values = from_payload(payload, self._wire.dtype)
-        made_public = self._master.receive(round, client, chunk, values)
-        await self._run(partial(self._make_public, round, made_public, asyncio.get_running_loop()))
+        values = from_payload(payload, self._wire.dtype) if is_payload(payload, self._wire.dtype) else None
+        made_public = self._master.receive(sent, values)
+        await self._run(partial(self._make_public, sent.round, made_public, asyncio.get_running_loop()))
+        self._in_flight.arrived(sent.round, sent.client)
 
     async def drop(self, dropped: Dropped) -> None:
         """The round goes on without this client, which has sent nothing of it. Raises RunFailed where too few are
@@ -119,16 +116,12 @@ class ServerActor:
         """See Runtime.checkpoint_at."""
         self._master.checkpoints.also_at(round)
 
-    async def published(
-        self, round: int, variant: int, num_have: int
-    ) -> tuple[Sequence[ray.ObjectRef], bool, tuple[int, ...]]:
-        """Wait for what a round brings beyond its first `num_have` chunks; whether that is all of it; its ranks.
-
-        In a list, so that references travel and not values.
-        """
+    async def published(self, round: int, variant: int, num_have: int) -> tuple[Sequence[Chunk], bool, tuple[int, ...]]:
+        """Wait for what a round brings beyond the first `num_have` chunks that it published; whether that is all of it;
+        its ranks. A chunk whose index there was before takes the place of that one."""
         stream = self._published[round, variant]
-        references = await stream.after(num_have)
-        return references, stream.is_complete, self._ranks.get((round, variant), ())
+        chunks = await stream.after(num_have)
+        return chunks, stream.is_complete, self._ranks.get((round, variant), ())
 
     async def committed(self, round: int) -> None:
         """Wait until this round is part of the model."""
@@ -181,16 +174,23 @@ class ServerActor:
     async def peak_rss_bytes(self) -> int:
         return peak_rss_bytes()
 
+    def _refused(self, dropped: Dropped) -> None:
+        self._tell(dropped)  # before the commit
+        self._in_flight.drop(dropped.round, dropped.client)
+
     def _make_public(
-        self, round: int, made_public: Iterator[Publication | Commit], loop: asyncio.AbstractEventLoop
+        self, round: int, made_public: Iterator[Publication | Commit | Dropped], loop: asyncio.AbstractEventLoop
     ) -> None:
         """In the thread, where all the work of `round` is done: hand what is made to the loop, each at once."""
         start_s = time.perf_counter()
         for made in made_public:
-            if isinstance(made, Publication):
+            if isinstance(made, Dropped):
+                loop.call_soon_threadsafe(self._refused, made)
+            elif isinstance(made, Publication):
                 stream = self._published[made.round, made.variant]
                 self._ranks[made.round, made.variant] = made.ranks
-                loop.call_soon_threadsafe(stream.put, ray.put(as_payload(made.values)), made.is_last)
+                chunk = Chunk(made.chunk, ray.put(as_payload(made.values)))
+                loop.call_soon_threadsafe(stream.put, chunk, made.is_last)
             else:
                 server_s = self._server_s.pop(made.plan.round, 0.0) + time.perf_counter() - start_s
                 write_uploads(self._run_folder, made.plan.round, made.uploads)

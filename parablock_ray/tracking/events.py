@@ -45,6 +45,7 @@ class Committed:
     update_norm: float  # L2 norm of the server's step G_t
     server_s: float  # seconds for which the server computed for this round
     kept_ranks: tuple[KeptRank, ...] = ()  # by module, of methods that cut
+    refused: tuple[int, ...] = ()  # of whom an update came that was refused, in fold order
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,11 @@ class Dropped:
 
     round: int
     client: int
-    why: Why  # late: after the deadline; refused: its training failed; lost: its process died
+    why: Why  # late: after the deadline; refused: its training failed, or its update is no good; lost: its process died
     detail: str  # for people
+    has_sent: bool = (
+        False  # it trained, and the server refused what it sent: that is pending at it as if it had not been
+    )
 
 
 Event = Span | Committed | Dropped
@@ -75,5 +79,5 @@ def from_row(row: dict[str, Any]) -> Event:
     if row["event"] == "dropped":
         return Dropped(**fields)
     kept = (KeptRank(**each | {"singular_values": tuple(each["singular_values"])}) for each in row["kept_ranks"])
-    lists = {key: tuple(row[key]) for key in ("participants", "weights")}
+    lists = {key: tuple(row.get(key, ())) for key in ("participants", "weights", "refused")}
     return Committed(**fields | lists | {"kept_ranks": tuple(kept)})

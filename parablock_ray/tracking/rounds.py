@@ -12,7 +12,8 @@ _TIMED: tuple[Phase, ...] = ("compute", "upload", "download", "wait")
 class RoundBook:
     """Gathers events in any order and hands out the rows of `metrics.jsonl` in round order.
 
-    A row is finished when its round is committed and the download of every participant has arrived. Every other
+    A row is finished when its round is committed and the download of every participant, and of those whose update was
+    refused, has arrived. Every other
     span of a client's round must have been told before its download, or it would be missing from the row.
     """
 
@@ -48,7 +49,7 @@ class RoundBook:
             self._next_round += 1
 
     def _all_downloaded(self, commit: Committed) -> bool:
-        return self._downloaded[commit.round].issuperset(commit.participants)
+        return self._downloaded[commit.round].issuperset(commit.participants + commit.refused)
 
     def _row(self, commit: Committed) -> dict[str, Any]:
         del self._commits[commit.round], self._downloaded[commit.round]
@@ -65,6 +66,7 @@ class RoundBook:
             "bytes_down": _payload_bytes(spans, "download"),
             "bytes_catch_up": _payload_bytes(spans, "catch_up"),
             "num_participants": len(commit.participants),
+            "num_refused": len(commit.refused),
             "num_examples": commit.num_examples,
             "server_s": commit.server_s,
             **_kept(commit.kept_ranks),

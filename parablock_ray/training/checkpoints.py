@@ -65,6 +65,10 @@ class CheckpointWriter:
         if self._is_needed(round, self._first):
             self._uploads[round, client][chunk] = values
 
+    def discard(self, round: int, client: int) -> None:
+        """What this client sent is of no use."""
+        self._uploads.pop((round, client), None)
+
     def committed(self, round: int, state: Callable[[], dict[str, Tensor]]) -> None:
         """This round is part of the model; `state()` is a copy of the server as it now is."""
         if self._is_due(round + self._staleness):

@@ -1,11 +1,14 @@
 """The master model: fp32, on the server. Takes uploads, is judged, is written out."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
-from parablock_ray.algorithms.base import Commit, Publication, RoundPlan, Visit
+from parablock_ray.algorithms.base import Commit, Publication, RoundPlan, Sent, Visit
+from parablock_ray.algorithms.gate import Gate, Ignored, Passed, Refused
 from parablock_ray.algorithms.methods import make_server
 from parablock_ray.algorithms.population import Population
 from parablock_ray.algorithms.wire import Wire
@@ -18,6 +21,10 @@ from parablock_ray.training.checkpoints import CheckpointWriter, restored
 from parablock_ray.training.data import FederatedData
 from parablock_ray.training.evaluate import held_out_loss
 from parablock_ray.training.model import load_model, load_tokenizer, save_model, weights_sha256
+
+_logger = logging.getLogger(__name__)
+
+_AS_LOGGED = Refused("as in the log", is_news=False, is_sound=False)
 
 
 class Master:
@@ -34,32 +41,69 @@ class Master:
             parameter.requires_grad_(False)
         cut_through = config.network.exchange == "cut_through"
         self._wire = Wire.of(config.network)
-        self.server = make_server(config.method, population, self._parameters, self._wire, cut_through)
+        self.server = make_server(
+            config.method, population, self._parameters, self._wire, cut_through, config.server.rule
+        )
+        self._gate = Gate(config.server, config.method.staleness, self._wire, cut_through, torch.float32)
         self.checkpoints = CheckpointWriter(run_folder, config)
         self._num_left: dict[int, int] = {}  # open round → clients in it
 
     def open(self, plan: RoundPlan) -> None:
         """`server.open`, counting heads."""
-        self._num_left[plan.round] = len(plan.visits)
+        self._num_left[plan.round] = len(plan.visits) - len(plan.refused)
         self.server.open(plan)
+        clients = [visit.client for visit in plan.visits]
+        self._gate.open(plan, {client: self.server.upload_params(plan.round, client) for client in clients})
 
-    def receive(self, round: int, client: int, chunk: int, values: Tensor) -> Iterator[Publication | Commit]:
-        """`server.receive`, with what checkpoints take of it. To be iterated to its end; `values` are kept."""
-        self.checkpoints.upload(round, client, chunk, values)
-        yield from self._noted(self.server.receive(round, client, chunk, values))
+    def num_chunks(self, plan: RoundPlan) -> dict[int, int]:
+        """By client, of its upload in this round, which is open."""
+        sizes = {visit.client: self.server.upload_params(plan.round, visit.client) for visit in plan.visits}
+        return {client: len(self._wire.bounds(num_params)) for client, num_params in sizes.items()}
+
+    def receive(self, sent: Sent, values: Tensor | None) -> Iterator[Publication | Commit | Dropped]:
+        """`server.receive` for what the gate lets pass, with what checkpoints take of it. To be iterated to its end;
+        `values` (None: the payload was no vector) are kept. `Dropped` of a client that is refused, before what that
+        makes public; raises RunFailed where too few are left."""
+        judged = self._gate.admit(sent, values)
+        if isinstance(judged, Ignored):
+            if judged.why is not None:
+                _logger.warning("ignored: %s", judged.why)
+            return
+        if isinstance(judged, Passed) or judged.is_sound:
+            assert values is not None
+            self.checkpoints.upload(sent.round, sent.client, sent.chunk, values)
+        else:
+            self.checkpoints.discard(sent.round, sent.client)
+        if isinstance(judged, Refused):
+            yield from self._refuse(sent.round, sent.client, judged)
+            return
+        for chunk, passed in judged.chunks.items():
+            yield from self._noted(self.server.receive(sent.round, sent.client, chunk, passed))
 
     def drop(self, dropped: Dropped) -> Iterator[Publication | Commit]:
         """`server.drop`, likewise. Raises RunFailed where too few are left."""
+        self._count_out(dropped)
+        self._gate.drop(dropped.round, dropped.client)
+        yield from self._noted(self.server.drop(dropped.round, dropped.client))
+
+    def _refuse(self, round: int, client: int, refused: Refused) -> Iterator[Publication | Commit | Dropped]:
+        if refused.is_news:
+            dropped = Dropped(round, client, "refused", f"client {client}, round {round}: {refused.why}", has_sent=True)
+            yield dropped
+            self._count_out(dropped)
+        yield from self._noted(self.server.refuse(round, client))
+
+    def _count_out(self, dropped: Dropped) -> None:
         self._num_left[dropped.round] -= 1
         require_enough(self._num_left[dropped.round], self._config.clients.min_participants, dropped)
-        yield from self._noted(self.server.drop(dropped.round, dropped.client))
 
     def _noted(self, made_public: Iterator[Publication | Commit]) -> Iterator[Publication | Commit]:
         for made in made_public:
             yield made  # first: nobody shall wait for a copy
             if isinstance(made, Commit):
                 del self._num_left[made.plan.round]
-                self.checkpoints.committed(made.plan.round, self.server.state)
+                self._gate.committed(made.plan.round)
+                self.checkpoints.committed(made.plan.round, lambda: self.server.state() | self._gate.state())
 
     def restore(self, saved: Checkpoint, plans: Sequence[RoundPlan]) -> list[tuple[RoundPlan, Visit, Tensor]]:
         """On a new master: go on from a checkpoint, where `plans` are of all rounds up to its own.
@@ -70,18 +114,26 @@ class Master:
         self.checkpoints.resume_after(saved.round)
         if found.state is not None:
             self.server.restore(plans[: found.num_rounds], found.state)
-        pending = [
-            (plan, visit, found.uploads[plan.round, visit.client])
-            for plan in plans[found.num_rounds :]
-            for visit in plan.visits
-        ]
+            self._gate.restore(found.num_rounds, found.state)
+        visits = [(plan, visit) for plan in plans[found.num_rounds :] for visit in plan.visits]
         for plan in plans[found.num_rounds :]:
             self.open(plan)
-        for plan, visit, upload in pending:
-            for chunk, (start, end) in enumerate(self._wire.bounds(upload.numel())):
-                for _ in self.receive(plan.round, visit.client, chunk, upload[start:end]):
-                    pass  # all of it was published before
+        pending = []
+        for plan, visit in visits:
+            upload = found.uploads.get((plan.round, visit.client))
+            if upload is None:  # it was refused since it was not sound
+                assert visit.client in plan.refused, "else it was written down"
+                made = self._refuse(plan.round, visit.client, _AS_LOGGED)
+            else:
+                pending.append((plan, visit, upload))
+                made = self._played_back(plan, visit, upload)
+            for _ in made:
+                pass  # all of it was published before
         return pending
+
+    def _played_back(self, plan: RoundPlan, visit: Visit, upload: Tensor) -> Iterator[Publication | Commit | Dropped]:
+        for chunk, (start, end) in enumerate(self._wire.bounds(upload.numel())):
+            yield from self.receive(Sent(plan.round, plan.block, visit.client, chunk), upload[start:end])
 
     def evaluate(self) -> float:
         """Mean loss over the answer tokens of the held-out examples."""

@@ -18,6 +18,7 @@ from parablock_ray.algorithms.population import Population
 from parablock_ray.algorithms.rng import generator
 from parablock_ray.algorithms.wire import Wire
 from parablock_ray.config.method import MethodConfig
+from parablock_ray.config.server import Mean
 from tests.algorithms.resuming import play_back
 
 SHAPES = {"layers.0.q_proj": (6, 5), "layers.1.q_proj": (4, 7)}
@@ -69,7 +70,7 @@ def run_lora_toy(toy: LoraToy) -> LoraHistory:
     wire, population = Wire(toy.wire_dtype, toy.chunk_bytes), toy.population
     method = make_method(toy.method, population)
     master = weights(toy.seed)
-    server = make_server(toy.method, population, master, wire, cut_through=False)
+    server = make_server(toy.method, population, master, wire, cut_through=False, rule=Mean())
     lives = [_live(toy) for _ in range(toy.num_workers)]
     replicas = [make_replica(toy.method, population, live, wire) for live in lives]
     states: dict[int, dict[str, Tensor]] = {}
@@ -110,7 +111,7 @@ def run_lora_toy(toy: LoraToy) -> LoraHistory:
             history.updates[round, variant] = server.updates(round - 1, round, variant)[0]
         if round == toy.resumes_after:
             master = weights(toy.seed)
-            server = make_server(toy.method, population, master, wire, cut_through=False)
+            server = make_server(toy.method, population, master, wire, cut_through=False, rule=Mean())
             lives = [_live(toy) for _ in range(toy.num_workers)]
             replicas = [make_replica(toy.method, population, live, wire) for live in lives]
             applied = [{} for _ in lives]

@@ -25,7 +25,7 @@ def plan_of(num_examples: list[int]) -> RoundPlan:
 def test_the_mean_is_folded_in_plan_order_whatever_arrives_first(num_examples, chunk_bytes, by_chunk, shuffle):
     deltas = torch.randn(len(num_examples), 67).to(torch.bfloat16)
     bounds = Wire(torch.bfloat16, chunk_bytes).bounds(67)
-    total = RoundSum(plan_of(num_examples), bounds, torch.float32, by_chunk)
+    total = RoundSum(plan_of(num_examples), bounds, torch.float32, by_chunk, clip=None)
     messages = [(client, chunk) for client in range(len(num_examples)) for chunk in range(len(bounds))]
     shuffle.shuffle(messages)
     for client, chunk in messages:
@@ -40,20 +40,44 @@ def test_the_mean_is_folded_in_plan_order_whatever_arrives_first(num_examples, c
     assert torch.equal(mean, expected / sum(weights))
 
 
-def test_what_is_folded_is_let_go_whole_clients_or_chunks():
-    def after_first_chunk(by_chunk: bool) -> float:
-        total = RoundSum(plan_of([1, 1]), [(0, 2), (2, 4)], torch.float32, by_chunk)
-        return gone(total, chunk=0)
+def test_what_is_folded_is_let_go_once_its_client_is_whole():
+    def whole_client() -> bool:
+        return gone(RoundSum(plan_of([1, 1]), [(0, 2)], torch.float32, by_chunk=False, clip=None))
 
-    def gone(total: RoundSum, chunk: int) -> bool:
+    def first_chunk(by_chunk: bool) -> bool:
+        return gone(RoundSum(plan_of([1, 1]), [(0, 2), (2, 4)], torch.float32, by_chunk, clip=None))
+
+    def gone(total: RoundSum) -> bool:
         values = torch.ones(2)
         memory = weakref.ref(values.untyped_storage())
-        total.add(0, chunk, values)
+        total.add(0, 0, values)
         del values
         return memory() is None
 
-    assert after_first_chunk(by_chunk=True)
-    assert not after_first_chunk(by_chunk=False)
+    assert whole_client()
+    assert not first_chunk(by_chunk=False)  # it waits for the others
+    assert not first_chunk(by_chunk=True)  # its client may be found out yet
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 3), st.lists(st.booleans(), min_size=12, max_size=12), st.randoms())
+def test_of_who_is_found_out_in_the_middle_nothing_is_left(who, has_arrived, shuffle):
+    """Whatever of it was in the sum: the same bits as if it had never been there."""
+    deltas, bounds = torch.randn(4, 6), [(0, 2), (2, 4), (4, 6)]
+    messages = [(client, chunk) for client in range(4) for chunk in range(3)]
+    shuffle.shuffle(messages)
+    first = [each for each, arrived in zip(messages, has_arrived, strict=True) if arrived]
+    plan, clean = plan_of([5, 3, 2, 2]), plan_of([5, 3, 2, 2]).without({who})
+    total, expected = (RoundSum(each, bounds, torch.float32, by_chunk=True, clip=None) for each in (plan, clean))
+    for client, chunk in first:
+        total.add(client, chunk, deltas[client, slice(*bounds[chunk])])
+    total.drop(who)
+    for client, chunk in messages:
+        if client != who:
+            expected.add(client, chunk, deltas[client, slice(*bounds[chunk])])
+            if (client, chunk) not in first:
+                total.add(client, chunk, deltas[client, slice(*bounds[chunk])])
+    assert all(torch.equal(total.mean(chunk), expected.mean(chunk)) for chunk in range(3))
 
 
 def steps(optimizer, means: list[torch.Tensor]) -> list[torch.Tensor]:

@@ -8,6 +8,7 @@ from parablock_ray.algorithms.methods import make_method, make_server
 from parablock_ray.algorithms.population import Attendance, Population
 from parablock_ray.algorithms.wire import Wire
 from parablock_ray.config.method import FedCyBGD, ParaBlock
+from parablock_ray.config.server import Mean
 
 EVERYONE = Population(num_examples=(5, 9, 2, 9), per_round=4, seed=3)
 SAMPLED = Population(num_examples=tuple(range(1, 21)), per_round=4, seed=3)
@@ -26,7 +27,7 @@ def model() -> dict[str, torch.Tensor]:
 def opened(method_config, population):
     """The plans of a whole run, and a server that has opened them."""
     method = make_method(method_config, population)
-    server = make_server(method_config, population, model(), WIRE, cut_through=False)
+    server = make_server(method_config, population, model(), WIRE, cut_through=False, rule=Mean())
     plans = [method.plan(round) for round in range(method.num_rounds)]
     for plan in plans:
         server.open(plan)

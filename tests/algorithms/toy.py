@@ -17,6 +17,7 @@ from parablock_ray.algorithms.population import Population
 from parablock_ray.algorithms.rng import generator
 from parablock_ray.algorithms.wire import Wire
 from parablock_ray.config.method import MethodConfig
+from parablock_ray.config.server import Mean, Rule
 from tests.algorithms.resuming import play_back
 
 NUM_LAYERS, LAYER_SHAPE = 6, (3, 2)
@@ -38,6 +39,7 @@ class Toy:
     master_dtype: torch.dtype = torch.float64
     chunk_bytes: int = 40
     cut_through: bool = False
+    rule: Rule = field(default_factory=Mean)
     num_workers: int = 1
     arrival: Callable[[list[tuple[int, int]]], list[tuple[int, int]]] = lambda messages: messages
     resumes_after: int | None = None
@@ -104,7 +106,7 @@ def _made(
 ) -> tuple[dict[str, Tensor], Server, list[dict[str, Tensor]], list[Replica]]:
     """The master's parameters and its server, the workers' models and their replicas."""
     master = _parameters(toy, toy.master_dtype)
-    server = make_server(toy.method, population, master, wire, toy.cut_through)
+    server = make_server(toy.method, population, master, wire, toy.cut_through, toy.rule)
     lives = [_parameters(toy, toy.model_dtype) for _ in range(toy.num_workers)]
     exact = {name: tensor.float() for name, tensor in master.items()} if toy.model_dtype == torch.bfloat16 else {}
     replicas = [

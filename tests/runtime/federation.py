@@ -38,6 +38,12 @@ METHODS = {
         "data.split={name: quantity, alpha: 0.5}",
         "method.rounds=8",
     ],
+    "parablock-multi-krum": [
+        "server.rule={name: multi_krum, num_attackers: 1}",
+        "clients.num=6",
+        "clients.min_participants=5",
+        "data.split=iid",
+    ],
     "fedavg": ["method.name=fedavg", "method.num_blocks=1"],
     "fedcybgd": ["method.name=fedcybgd"],
 }

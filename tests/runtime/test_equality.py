@@ -46,9 +46,9 @@ def test_one_actor_changes_no_bit(cluster, tmp_path, serial):
 class JitteryServer(ServerActor):
     """A server that every message reaches late by a random time, so that they overtake each other."""
 
-    async def receive(self, round, client, chunk, payload):
+    async def receive(self, sent, payload):
         await asyncio.sleep(random.random() * 0.3)
-        await super().receive(round, client, chunk, payload)
+        await super().receive(sent, payload)
 
     async def published(self, round, variant, num_have):
         published = await super().published(round, variant, num_have)

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from parablock_ray.algorithms.base import RoundPlan
+from parablock_ray.algorithms.base import RoundPlan, Sent
 from parablock_ray.network.links import Link
 from parablock_ray.runtime import exchange as exchange_module
-from parablock_ray.runtime.exchange import Arrival, ChunkSent, Exchange, Outbox, Stream
+from parablock_ray.runtime.exchange import Arrival, Chunk, Exchange, Outbox, Stream
 from parablock_ray.runtime.exchange import Inbox as RealInbox
 from parablock_ray.tracking.events import Span
 
@@ -27,7 +27,7 @@ class Server:
         self.arrived: list[int] = []
         self.receive_all = SimpleNamespace(remote=self._receive_all)
 
-    async def _receive_all(self, sent: list[ChunkSent], *payloads: np.ndarray) -> None:
+    async def _receive_all(self, sent: list[Sent], *payloads: np.ndarray) -> None:
         self.arrived += [each.chunk for each in sent]
 
 
@@ -43,8 +43,8 @@ class Inbox:
         return self.stream
 
     def _publish(self) -> None:
-        for chunk in CHUNKS:
-            self.stream.put(Arrival(chunk.numpy(), self._published_s), is_last=chunk is CHUNKS[-1])
+        for index, chunk in enumerate(CHUNKS):
+            self.stream.put(Arrival(index, chunk.numpy(), self._published_s), is_last=chunk is CHUNKS[-1])
 
 
 async def upload_and_download(duplex: str, server: Server) -> tuple[Span, Span]:
@@ -75,8 +75,8 @@ class PublishedAtOnce:
 
     def expect(self, plan: RoundPlan, variant: int) -> Stream[Arrival]:
         stream: Stream[Arrival] = Stream()
-        for chunk in CHUNKS:
-            stream.put(Arrival(chunk.numpy(), time.time()), is_last=chunk is CHUNKS[-1])
+        for index, chunk in enumerate(CHUNKS):
+            stream.put(Arrival(index, chunk.numpy(), time.time()), is_last=chunk is CHUNKS[-1])
         return stream
 
 
@@ -101,7 +101,7 @@ class Publisher:
     async def _published(self, round: int, variant: int, num_have: int) -> tuple[list, bool, tuple[int, ...]]:
         self.num_calls += 1
         await asyncio.sleep(0.01)
-        return [self._chunk(round, num_have)], num_have == 2, ()
+        return [Chunk(num_have, self._chunk(round, num_have))], num_have == 2, ()
 
     async def _chunk(self, round: int, chunk: int) -> np.ndarray:
         return np.full(2, 10.0 * round + chunk, np.float32)

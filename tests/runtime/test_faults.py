@@ -47,9 +47,9 @@ class MortalUploader(ClientActor):
 
 
 class MortalServer(ServerActor):
-    async def receive(self, round, client, chunk, payload):
-        die_once(self._setup, round)
-        await super().receive(round, client, chunk, payload)
+    async def receive(self, sent, payload):
+        die_once(self._setup, sent.round)
+        await super().receive(sent, payload)
 
 
 MORTAL = {"training": MortalClient, "exchange": MortalUploader, "server": MortalServer}

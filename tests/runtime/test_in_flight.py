@@ -5,18 +5,19 @@ import random
 
 import pytest
 
-from parablock_ray.algorithms.base import RoundPlan, Visit
-from parablock_ray.runtime.exchange import ChunkSent, Outbox
+from parablock_ray.algorithms.base import RoundPlan, Sent, Visit
+from parablock_ray.runtime.exchange import Outbox
 from parablock_ray.runtime.in_flight import InFlight
 
 ORDER = [(0, 4), (0, 2), (0, 7), (1, 2), (1, 5)]  # (round, client) as the server sums
 
 
-def opened(limit: int | None) -> InFlight:
+def opened(limit: int | None, num_chunks: int = 1) -> InFlight:
     in_flight = InFlight(limit)
     for round in (0, 1):
         visits = tuple(Visit(client, 1, 1, 0.1) for of, client in ORDER if of == round)
-        in_flight.open(RoundPlan(round, block=0, reads=-1, visits=visits, lr=0.1))
+        plan = RoundPlan(round, block=0, reads=-1, visits=visits, lr=0.1)
+        in_flight.open(plan, {visit.client: num_chunks for visit in visits})
     return in_flight
 
 
@@ -33,13 +34,14 @@ async def let_in(in_flight: InFlight) -> list[tuple[int, int]]:
 
 def test_only_the_first_few_may_come() -> None:
     async def main() -> None:
-        in_flight = opened(2)
+        in_flight = opened(2, num_chunks=2)
         assert await let_in(in_flight) == ORDER[:2]
-        in_flight.arrived(0, 2, num_chunks=1)  # it waits for client 4: nobody else may come for it
+        in_flight.arrived(0, 2)
+        in_flight.arrived(0, 2)  # it waits for client 4: nobody else may come for it
         assert await let_in(in_flight) == ORDER[:2]
-        in_flight.arrived(0, 4, num_chunks=2)
+        in_flight.arrived(0, 4)
         assert await let_in(in_flight) == ORDER[:2]
-        in_flight.arrived(0, 4, num_chunks=2)
+        in_flight.arrived(0, 4)
         assert await let_in(in_flight) == ORDER[2:4]
         in_flight.drop(0, 7)
         assert await let_in(in_flight) == ORDER[3:]
@@ -51,8 +53,21 @@ def test_without_a_limit_all_may_come() -> None:
     async def main() -> None:
         in_flight = opened(None)
         await asyncio.gather(*(in_flight.wait(*key) for key in ORDER))
-        in_flight.arrived(0, 4, num_chunks=1)
+        in_flight.arrived(0, 4)
         in_flight.drop(0, 2)
+
+    asyncio.run(main())
+
+
+def test_of_a_refused_update_more_may_come() -> None:
+    async def main() -> None:
+        in_flight = opened(1, num_chunks=2)
+        in_flight.arrived(0, 4)
+        in_flight.drop(0, 4)
+        in_flight.arrived(0, 4)
+        in_flight.drop(0, 7)  # before its turn
+        in_flight.arrived(0, 7)
+        assert await let_in(in_flight) == ORDER[1:2]
 
     asyncio.run(main())
 
@@ -70,7 +85,7 @@ def test_no_more_are_there_than_the_limit_and_none_waits_for_ever(limit: int, sl
             present.add(key)
             most.append(len(present))
             await asyncio.sleep(random.random() * 0.01)
-            in_flight.arrived(*key, num_chunks=1)
+            in_flight.arrived(*key)
             present.intersection_update(set(in_flight._by_visit))
 
         async def worker(mine: list[tuple[int, int]], step_s: float) -> None:
@@ -96,7 +111,7 @@ class Server:
         self.messages: list[list[int]] = []
         self.receive_all = self
 
-    async def remote(self, sent: list[ChunkSent], *payloads: int) -> None:
+    async def remote(self, sent: list[Sent], *payloads: int) -> None:
         assert [each.chunk for each in sent] == list(payloads)
         self.messages.append(list(payloads))
         await asyncio.sleep(0.01)
@@ -106,7 +121,7 @@ def test_what_is_ready_while_a_message_is_under_way_goes_with_the_next() -> None
     async def main() -> None:
         server = Server()
         outbox = Outbox(server, is_limited=False)
-        await asyncio.gather(*(outbox.deliver(ChunkSent(0, 0, chunk, 5), chunk) for chunk in range(5)))
+        await asyncio.gather(*(outbox.deliver(Sent(0, 0, 0, chunk), chunk) for chunk in range(5)))
         assert server.messages == [[0], [1, 2, 3, 4]]
 
     asyncio.run(main())

@@ -74,6 +74,7 @@ def test_first_row_figure_by_figure() -> None:
         "bytes_down": 100,
         "bytes_catch_up": 0,
         "num_participants": 2,
+        "num_refused": 0,
         "num_examples": 4,
         "server_s": 0.25,
     }
@@ -98,6 +99,20 @@ def test_spans_of_one_phase_add_up_and_catching_up_is_counted_apart() -> None:
     row = rows_of(overlapped_run())[2]
     assert (row["wait_s"], row["wait_s_max"]) == (0.5, 1.0)
     assert (row["bytes_catch_up"], row["bytes_down"]) == (50, 100)
+
+
+def test_a_row_waits_for_who_was_refused_and_counts_its_bytes_only() -> None:
+    """Of round 0, which clients 0 and 1 make in the other tests."""
+    told = overlapped_run()
+    commit = next(event for event in told if isinstance(event, Committed))
+    events = [dataclasses.replace(commit, participants=(0,), weights=(3,), refused=(1,)), *told]
+    events = [event for event in events if event.round == 0 and event is not commit]
+    book = RoundBook(3)
+    finished_by = [(event, row) for event in events for row in book.add(event)]
+    [(last, row)] = finished_by
+    assert last is events[-1]
+    assert (row["num_participants"], row["num_refused"], row["bytes_up"], row["loss"]) == (1, 1, 200, 4.0)
+    assert [from_row(as_row(event)) for event in events] == events
 
 
 def test_a_row_waits_for_its_last_download() -> None:
