@@ -3,6 +3,7 @@ are a function of."""
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
 
 from parablock_ray.algorithms.base import RoundPlan
 from parablock_ray.errors import RunFailed
