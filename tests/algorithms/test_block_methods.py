@@ -11,8 +11,8 @@ from parablock_ray.algorithms.population import Population, drawn_by_size
 from parablock_ray.config.method import FedBCD, ParaBlock
 from tests.config.names import method_names
 
-EVERYONE = Population(num_examples=(5, 9, 2, 9), per_round=4, seed=3)
-SAMPLED = Population(num_examples=tuple(range(1, 21)), per_round=4, seed=3)
+EVERYONE = Population(num_examples=(5, 9, 2, 9), num_drawn=4, seed=3)
+SAMPLED = Population(num_examples=tuple(range(1, 21)), num_drawn=4, seed=3)
 
 
 def parablock(**changes) -> ParaBlock:

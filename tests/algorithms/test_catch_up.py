@@ -10,8 +10,8 @@ from parablock_ray.algorithms.wire import Wire
 from parablock_ray.config.method import FedCyBGD, ParaBlock
 from parablock_ray.config.server import Mean
 
-EVERYONE = Population(num_examples=(5, 9, 2, 9), per_round=4, seed=3)
-SAMPLED = Population(num_examples=tuple(range(1, 21)), per_round=4, seed=3)
+EVERYONE = Population(num_examples=(5, 9, 2, 9), num_drawn=4, seed=3)
+SAMPLED = Population(num_examples=tuple(range(1, 21)), num_drawn=4, seed=3)
 WIRE = Wire(torch.float32, 1000)
 
 
