@@ -175,8 +175,8 @@ def control_of(groups: Sequence[Group], label: str | None) -> Group:
 def compared_with(groups: Sequence[Group], control: Group) -> Mapping[str, Group]:
     """Label of every group → the group that it is compared with.
 
-    That is the control. But a group that differs from it in its setting too (in more than the method) is compared with
-    the group of the control's method in that setting, where there is one.
+    That is the control. But a group that differs from it in its setting too (in more than the method, and the seconds
+    of its step) is compared with the group of the control's method in that setting, where there is one.
     """
     return {group.label: _control_in_setting(group, control, groups) for group in groups}
 
@@ -191,7 +191,8 @@ def _control_in_setting(group: Group, control: Group, groups: Sequence[Group]) -
 
 
 def _setting(group: Group) -> str:
-    return group.config.model_dump_json(exclude={"method", *NOT_IN_A_GROUP})
+    alike = group.config.model_copy(update={"network": group.config.network.model_copy(update={"compute_s": None})})
+    return alike.model_dump_json(exclude={"method", *NOT_IN_A_GROUP})
 
 
 def warnings(gathered: Gathered) -> Sequence[str]:

@@ -117,7 +117,7 @@ def test_what_must_not_be_compared_is_warned_of(tmp_path: Path) -> None:
             run_folder(tmp_path / "a"),
             run_folder(tmp_path / "b", "data.tasks=[gcd]", "network.mode=none", "data.split=iid"),
             run_folder(tmp_path / "c", "model.name=smollm2-135m-instruct", versions={"torch": "2.8.0"}),
-            run_folder(tmp_path / "d", "model.dtype=bfloat16", "data.template=alpaca", "data.max_length=128"),
+            run_folder(tmp_path / "d", "model.dtype=bfloat16", "data.template=alpaca", "data.max_length=64"),
         ]
     )
     tasks = '["chain_sum", "products", "gcd", "count_primes"], ["gcd"]'
@@ -126,20 +126,21 @@ def test_what_must_not_be_compared_is_warned_of(tmp_path: Path) -> None:
         'These runs differ in model.dtype: "float32", "bfloat16". Losses must not be compared across it.',
         f"These runs differ in data.tasks: {tasks}. Losses must not be compared across it.",
         'These runs differ in data.template: "plain", "alpaca". Losses must not be compared across it.',
-        "These runs differ in data.max_length: 512, 128. Losses must not be compared across it.",
+        "These runs differ in data.max_length: 128, 64. Losses must not be compared across it.",
         'These runs differ in network.mode: "virtual", "none". Seconds must not be compared across it.',
         "These runs were made with different versions of torch: 2.9.0, 2.8.0.",
     ]
 
 
 def test_a_group_is_compared_with_the_control_in_its_own_setting(tmp_path: Path) -> None:
-    skew = "data.split={name: dirichlet, alpha: 0.1}"
+    skew, fedavg = "data.split={name: dirichlet, alpha: 0.1}", ["method.name=fedavg", "method.num_blocks=1"]
     groups = gather(
         [
             run_folder(tmp_path / "fedbcd-iid", "method.name=fedbcd", "data.split=iid"),
             run_folder(tmp_path / "parablock-iid", "data.split=iid"),
             run_folder(tmp_path / "fedbcd-skew", "method.name=fedbcd", skew),
             run_folder(tmp_path / "parablock-skew", skew),
+            run_folder(tmp_path / "fedavg-skew", *fedavg, "network.compute_s=0.7", skew),
             run_folder(tmp_path / "parablock-natural"),
         ]
     ).groups
@@ -149,6 +150,7 @@ def test_a_group_is_compared_with_the_control_in_its_own_setting(tmp_path: Path)
         "parablock-iid": "fedbcd-iid",
         "fedbcd-skew": "fedbcd-iid",
         "parablock-skew": "fedbcd-skew",
+        "fedavg-skew": "fedbcd-skew",  # its step takes as long as its method makes it
         "parablock-natural": "fedbcd-iid",  # nothing nearer was run
     }
     assert control_of(groups, "fedbcd-skew").label == "fedbcd-skew"
