@@ -36,6 +36,7 @@ RANKS = {
     "named_files": 3,
     "network": 2,
     "algorithms": 2,
+    "secure": 2,
     "tracking": 2,
     "checkpoint": 1,
     "lock": 1,
@@ -49,8 +50,11 @@ ONLY_IN = (
     | {library: {"training"} for library in ("deepspeed", "peft", "pyarrow", "gguf")}
     | {library: {"training", "evaluation"} for library in ("transformers", "datasets", "reasoning_gym")}
     | {library: {"evaluation"} for library in ("rouge_score", "nltk", "langdetect", "lm_eval")}
+    | {library: {"secure"} for library in ("cryptography", "shamirs")}
 )
-NO_TORCH = {"cli", "jobs", "sweeping", "reporting", "network", "tracking", "named_files", "config", "errors"}
+NO_TORCH = {
+    *("cli", "jobs", "sweeping", "reporting", "network", "secure", "tracking", "named_files", "config", "errors")
+}
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -128,6 +132,11 @@ def test_every_room_has_its_rank() -> None:
         ("runtime/cluster.py", "from parablock_ray.tracking.events import Span", True),
         ("config/load.py", "from parablock_ray.tracking.events import Span", False),
         ("driver.py", "from parablock_ray.cli import main", False),
+        ("secure/primitives.py", "import cryptography", True),
+        ("secure/client.py", "import torch", False),
+        ("secure/server.py", "from parablock_ray.algorithms.base import RoundPlan", False),
+        ("runtime/server.py", "from parablock_ray.secure.server import SecureServer", True),
+        ("runtime/server.py", "import shamirs", False),
         ("cli.py", "from parablock_ray import __version__", True),
     ],
 )
