@@ -292,7 +292,7 @@ class WandbSink:
 
         artifact = wandb.Artifact(f"run-{self._run.id}", type="run")
         for name in _IN_ARTIFACT:
-            if (self._out / name).exists():
+            if (self._out / name).is_file():
                 artifact.add_file(str(self._out / name), policy="immutable")  # no copy: nobody changes it any more
         self._run.log_artifact(artifact)
 
