@@ -19,7 +19,7 @@ def poisoning(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def test_the_mean_fails_and_the_median_holds(poisoning):
     real = Worker.train, Gate.admit
-    given = ["--rounds", "4", "--attacks", "sign_flip_100", "nan", "--defences", "mean, unchecked", "median"]
+    given = ["--rounds", "8", "--attacks", "sign_flip_100", "nan", "--defences", "mean, unchecked", "median"]
     rows = {row.name: row for row in poisoning.figures(poisoning.arguments(given))}
     assert len(rows) == 4
     for attack in ("sign_flip_100", "nan"):

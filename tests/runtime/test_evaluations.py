@@ -79,7 +79,8 @@ def test_on_ray_with_a_core_to_spare(cluster, tmp_path, judged):
 
 
 def test_on_ray_without_one_the_evaluator_waits_for_the_end(cluster, tmp_path, judged, monkeypatch):
-    monkeypatch.setattr(cluster_module, "nodes", lambda: [NodeResources(2, 0)])
+    [node] = ray.nodes()
+    monkeypatch.setattr(cluster_module, "nodes", lambda: [NodeResources(2, 0, node_id=node["NodeID"])])
     folder = tmp_path / "ray"
     summary = run_tiny(folder, [*METHOD, *JUDGED, "workers.num=2"])
     assert summary["weights_sha256"] == judged[1]["weights_sha256"]
