@@ -2,7 +2,7 @@
 
 import itertools
 import statistics
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Literal
 
@@ -103,24 +103,32 @@ def _only(whole: Curve, rounds: Set[int]) -> Curve:
 def seconds_to_loss(group: Group, control: Group, measure: Measure) -> Mapping[int, float | None]:
     """By seed, of those that the control has too: seconds until the loss is first within TOLERANCE of, or below, the
     loss at which the control ends with that seed. None where it never is."""
-    return {
-        seed: _first_below(curve(run, measure), (1 + TOLERANCE) * curve(control.by_seed[seed], measure).loss[-1])
-        for seed, run in group.by_seed.items()
-        if seed in control.by_seed
-    }
+    return _seconds_to(group, control, measure, lambda run: (1 + TOLERANCE) * curve(run, measure).loss[-1])
 
 
 def seconds_along(group: Group, control: Group, measure: Measure, stretch: float) -> Mapping[int, float | None]:
     """By seed, of those that the control has too: seconds until the loss is first where the control's is after
     `stretch` (0 to 1) of its way from the held-out loss before round 0, or from its first training loss, to its end.
     None where it never is."""
-    targets = {}
-    for seed in group.by_seed.keys() & control.by_seed.keys():
-        run = control.by_seed[seed]
+
+    def target(run: ReportedRun) -> float:
         loss = curve(run, measure).loss
-        start = run.summary["loss_before"] if measure == "held_out_loss" else loss[0]
-        targets[seed] = start + stretch * (loss[-1] - start)
-    return {seed: _first_below(curve(group.by_seed[seed], measure), target) for seed, target in sorted(targets.items())}
+        start: float = run.summary["loss_before"] if measure == "held_out_loss" else loss[0]
+        return start + stretch * (loss[-1] - start)
+
+    return _seconds_to(group, control, measure, target)
+
+
+def _seconds_to(
+    group: Group, control: Group, measure: Measure, target: Callable[[ReportedRun], float]
+) -> Mapping[int, float | None]:
+    """By seed, of those that the control has too: until the loss is first at, or below, what `target` says of the
+    control's run with that seed."""
+    return {
+        seed: _first_below(curve(run, measure), target(control.by_seed[seed]))
+        for seed, run in group.by_seed.items()
+        if seed in control.by_seed
+    }
 
 
 def _first_below(of_run: Curve, target: float) -> float | None:

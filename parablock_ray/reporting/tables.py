@@ -69,9 +69,8 @@ def _difference(of: PairedDifference | None) -> str:
 
 
 def _speed_up(group: Group, control: Group) -> str:
-    own, other = _by_seed(group, "seconds"), _by_seed(control, "seconds")
-    ratios = [other[seed] / seconds for seed, seconds in own.items() if seed in other]
-    return f"{statistics.fmean(ratios):.2f}x" if ratios else ""
+    mean = _mean_speed_up(_by_seed(group, "seconds"), _by_seed(control, "seconds"))
+    return "" if mean is None else f"{mean:.2f}x"
 
 
 def _reached(seconds: Sequence[float | None]) -> str:
@@ -100,11 +99,11 @@ def along_table(groups: Sequence[Group], controls: Mapping[str, Group], measure:
 def _along(group: Group, control: Group, measure: Measure, stretch: float) -> str:
     own = seconds_along(group, control, measure, stretch)
     reached = _reached(list(own.values()))
-    speed_up = None if group is control else speed_up_along(own, seconds_along(control, control, measure, stretch))
+    speed_up = None if group is control else _mean_speed_up(own, seconds_along(control, control, measure, stretch))
     return reached if speed_up is None else f"{reached} ({speed_up:.2f}x)"
 
 
-def speed_up_along(own: Mapping[int, float | None], control: Mapping[int, float | None]) -> float | None:
+def _mean_speed_up(own: Mapping[int, float | None], control: Mapping[int, float | None]) -> float | None:
     """The mean over seeds of the control's seconds over one's own, where both got there; None where none did."""
     ratios = [
         other / seconds
@@ -188,7 +187,7 @@ def _group_numbers(group: Group, control: Group, measure: Measure) -> Mapping[st
     for stretch in STRETCHES:
         along = seconds_along(group, control, measure, stretch)
         of_control = seconds_along(control, control, measure, stretch)
-        row[f"speed_up_at_{stretch * 100:.0f}_percent"] = speed_up_along(along, of_control)
+        row[f"speed_up_at_{stretch * 100:.0f}_percent"] = _mean_speed_up(along, of_control)
     return {
         **row,
         "num_paired_seeds": len(reached),
