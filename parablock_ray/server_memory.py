@@ -1,6 +1,6 @@
 """What a run's server holds in memory: `plan` tells it, and Ray is asked for it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +28,12 @@ class Traffic:
     download: int
 
 
+def most_traffic(rounds: Sequence[Sequence[tuple[int, int]]]) -> Traffic:
+    """`rounds`: of each its visits, of each of these the bytes up and down."""
+    up_bytes, down_bytes = zip(*(visit for visits in rounds for visit in visits), strict=True)
+    return Traffic(max(sum(up for up, _ in visits) for visits in rounds), max(up_bytes), max(down_bytes))
+
+
 def first_traffic(config: Config, population: Population, shapes: Mapping[str, Tensor]) -> Traffic:
     """Of the first rounds, in which every block has its turn about thrice: those after them are like them.
 
@@ -40,13 +46,8 @@ def first_traffic(config: Config, population: Population, shapes: Mapping[str, T
         plan = method.plan(round)
         sizes.open(plan)
         visits = [sizes.of(plan, visit) for visit in plan.visits]
-        up, down = [wire.num_bytes(each.up) for each in visits], [wire.num_bytes(each.down) for each in visits]
-        of_rounds.append(Traffic(sum(up), max(up), max(down)))
-    return Traffic(
-        max(each.uploads for each in of_rounds),
-        max(each.upload for each in of_rounds),
-        max(each.download for each in of_rounds),
-    )
+        of_rounds.append([(wire.num_bytes(each.up), wire.num_bytes(each.down)) for each in visits])
+    return most_traffic(of_rounds)
 
 
 def server_bytes(config: Config, shapes: Mapping[str, Tensor], most: Traffic) -> dict[str, int]:

@@ -11,7 +11,7 @@ from parablock_ray.algorithms.lora_methods import starts_afresh
 from parablock_ray.algorithms.methods import trains_adapters
 from parablock_ray.config.lora import CollectingMethod, FedExLoRA
 from parablock_ray.planning.scenario import Scenario
-from parablock_ray.server_memory import FP32_BYTES, Traffic, server_bytes, target_params
+from parablock_ray.server_memory import FP32_BYTES, most_traffic, server_bytes, target_params
 
 EXCLUDED = "activations, and what Python, torch and Ray take themselves"
 
@@ -91,12 +91,7 @@ def _pending_bytes(scenario: Scenario) -> int:
 
 
 def _server_bytes(scenario: Scenario) -> dict[str, int]:
-    loads = scenario.loads
-    most = Traffic(
-        uploads=max(sum(visit.up_bytes for visit in load.visits) for load in loads),
-        upload=max(visit.up_bytes for load in loads for visit in load.visits),
-        download=max(visit.down_bytes for load in loads for visit in load.visits),
-    )
+    most = most_traffic([[(visit.up_bytes, visit.down_bytes) for visit in load.visits] for load in scenario.loads])
     return server_bytes(scenario.config, scenario.shapes, most)
 
 

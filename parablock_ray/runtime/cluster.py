@@ -109,12 +109,9 @@ class RayRuntime:
 
     def _server_memory(self) -> int:
         """Bytes that Ray keeps for the server: as `parablock plan` tells them."""
-        config, population, shapes = (
-            self._setup.config,
-            self._setup.population,
-            model_shapes(self._setup.config.model.name),
-        )
-        return sum(server_bytes(config, shapes, first_traffic(config, population, shapes)).values())
+        config = self._setup.config
+        shapes = model_shapes(config.model.name)
+        return sum(server_bytes(config, shapes, first_traffic(config, self._setup.population, shapes)).values())
 
     def _placement(self, setup: ray.ObjectRef, links: ray.ObjectRef, there: Sequence[NodeResources]) -> Placement:
         """As the config has it; where it leaves the number open, by the memory that a worker takes when it is tried."""
