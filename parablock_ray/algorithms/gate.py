@@ -91,6 +91,10 @@ class Gate:
         largest = self._largest_sum / sum(visit.weight for visit in plan.visits)
         self._rounds[plan.round] = _Round(plan, largest, uploads)
 
+    def num_chunks(self, round: int) -> dict[int, int]:
+        """By client, of its upload in this round, which is open."""
+        return {client: len(upload.bounds) for client, upload in self._rounds[round].uploads.items()}
+
     def drop(self, round: int, client: int) -> None:
         """This client, which has sent nothing of the round, will not."""
         self._rounds[round].uploads.pop(client)

@@ -20,7 +20,7 @@ from torch import Tensor
 from parablock_ray.algorithms.base import RoundPlan, Visit
 from parablock_ray.algorithms.population import Attendance
 from parablock_ray.algorithms.wire import Wire
-from parablock_ray.errors import RunFailed, UserError
+from parablock_ray.errors import UserError
 from parablock_ray.network.links import Link
 from parablock_ray.runtime.base import RunSetup, worker_of
 from parablock_ray.runtime.exchange import FULL, STORE_FULL, Exchange, Inbox, Outbox, from_payload
@@ -228,14 +228,11 @@ class ClientActor:
     async def _exchange(self, plan: RoundPlan, visit: Visit, upload: Tensor) -> None:
         """The exchange task of one visit. It ends the visit, so it reports all of it, in one message."""
         chunks = [upload[start:end] for start, end in self._wire.bounds(upload.numel())]
-        try:
-            with named(plan, visit):
+        with named(plan, visit):
+            try:
                 exchanged = await self._exchange_of(visit.client).run(plan, visit.variant, chunks)
-        except RunFailed as error:
-            if not isinstance(error.__cause__, FULL):  # of this node's store, or the server's
-                raise
-            where = f"client {visit.client}, round {plan.round}, block {plan.block}"
-            raise UserError(f"{where}: {STORE_FULL}") from None
+            except FULL:  # of this node's store, or the server's
+                raise UserError(STORE_FULL) from None
         self._end_exchange(plan.round, visit.client)
         # Nobody's next round waits until it is told.
         self._reports.put_nowait([*self._spans.pop((plan.round, visit.client)), *exchanged])

@@ -183,7 +183,7 @@ class Outbox:
     def __init__(self, server: ray.actor.ActorHandle, is_limited: bool) -> None:
         self._server = server
         self._is_limited = is_limited
-        self._ready: list[tuple[Sent, ray.ObjectRef]] = []
+        self._ready: dict[Sent, ray.ObjectRef] = {}
         self._sending = asyncio.Lock()
 
     async def room(self, round: int, client: int) -> None:
@@ -193,14 +193,13 @@ class Outbox:
 
     async def deliver(self, sent: Sent, reference: ray.ObjectRef) -> None:
         """Answers when the server has it."""
-        mine = sent, reference
-        self._ready.append(mine)
+        self._ready[sent] = reference
         async with self._sending:
-            if mine not in self._ready:
+            if sent not in self._ready:
                 return  # it went with another
-            ready, self._ready = self._ready, []
+            ready, self._ready = self._ready, {}
             # The references apart from each other: only then does Ray send what is behind them.
-            await self._server.receive_all.remote([each for each, _ in ready], *[chunk for _, chunk in ready])
+            await self._server.receive_all.remote(list(ready), *ready.values())
 
 
 class Exchange:

@@ -1,7 +1,7 @@
 """The cap on updates in flight at the server (`clients.max_in_flight`)."""
 
 import asyncio
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import islice
@@ -13,7 +13,6 @@ from parablock_ray.algorithms.base import RoundPlan
 class _Update:
     """One client's update of a round, until it and all before it are in their sums."""
 
-    client: int
     num_left: int  # chunks that have not arrived
     may_come: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -27,17 +26,14 @@ class InFlight:
 
     def __init__(self, limit: int | None) -> None:
         self._limit = limit
-        self._updates: deque[tuple[int, _Update]] = deque()  # with their rounds, in fold order
-        self._by_visit: dict[tuple[int, int], _Update] = {}
+        self._by_visit: OrderedDict[tuple[int, int], _Update] = OrderedDict()  # (round, client), in fold order
 
     def open(self, plan: RoundPlan, num_chunks: Mapping[int, int]) -> None:
         """Expect this round's updates, of so many chunks by client; rounds in order."""
         if self._limit is None:
             return
         for visit in plan.visits:
-            update = _Update(visit.client, num_chunks[visit.client])
-            self._by_visit[plan.round, visit.client] = update
-            self._updates.append((plan.round, update))
+            self._by_visit[plan.round, visit.client] = _Update(num_chunks[visit.client])
         self._let_in()
 
     async def wait(self, round: int, client: int) -> None:
@@ -60,9 +56,8 @@ class InFlight:
             self._let_in()
 
     def _let_in(self) -> None:
-        while self._updates and self._updates[0][1].num_left == 0:
-            round, update = self._updates.popleft()
-            del self._by_visit[round, update.client]
+        while self._by_visit and next(iter(self._by_visit.values())).num_left == 0:
+            self._by_visit.popitem(last=False)
         assert self._limit is not None
-        for _, update in islice(self._updates, self._limit):
+        for update in islice(self._by_visit.values(), self._limit):
             update.may_come.set()

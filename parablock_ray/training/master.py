@@ -57,8 +57,7 @@ class Master:
 
     def num_chunks(self, plan: RoundPlan) -> dict[int, int]:
         """By client, of its upload in this round, which is open."""
-        sizes = {visit.client: self.server.upload_params(plan.round, visit.client) for visit in plan.visits}
-        return {client: len(self._wire.bounds(num_params)) for client, num_params in sizes.items()}
+        return self._gate.num_chunks(plan.round)
 
     def receive(self, sent: Sent, values: Tensor | None) -> Iterator[Publication | Commit | Dropped]:
         """`server.receive` for what the gate lets pass, with what checkpoints take of it. To be iterated to its end;
