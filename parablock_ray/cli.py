@@ -313,8 +313,8 @@ def evaluate(
         "batch_size": batch_size,
     }
     with _exit_codes():
-        from parablock_ray.evaluation.command import open_evaluation, write_json, write_outputs  # takes seconds
-        from parablock_ray.evaluation.results import result_table
+        from parablock_ray.evaluation.command import open_evaluation, write_json  # takes seconds
+        from parablock_ray.evaluation.results import result_table, write_outputs
         from parablock_ray.tracking.compare import MIN_WIDTH
 
         given = {key: value for key, value in chosen.items() if value is not None}

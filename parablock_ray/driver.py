@@ -5,7 +5,7 @@ import logging
 import math
 import platform
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -26,9 +26,7 @@ from parablock_ray.checkpointing import Completer, Resumed
 from parablock_ray.config import Config, save_resolved
 from parablock_ray.deadlines import late_by, nobody
 from parablock_ray.errors import ProcessDied, RunFailed, Stopped, UserError
-from parablock_ray.evaluation.command import judge_folder, run_context, write_outputs
-from parablock_ray.evaluation.results import as_json, result_table
-from parablock_ray.evaluation.tasks import Context, Task, load_tasks
+from parablock_ray.evaluation.results import TaskResult, as_json, result_table, write_outputs
 from parablock_ray.lock import locked
 from parablock_ray.lora_measures import lora_measures
 from parablock_ray.named_files import known_participation
@@ -54,6 +52,9 @@ from parablock_ray.training.model import load_tokenizer, max_context, model_conf
 _logger = logging.getLogger(__name__)
 
 _RUN_FILES = ("config.yaml", "clients.svg", "events.jsonl", "metrics.jsonl", "evaluations.jsonl")
+Judge = Callable[[Path], list[TaskResult]]
+"""What the model of a folder is found to do."""
+
 _ROUNDS_AHEAD = 2  # plans lie ready beyond what staleness needs, so that no client waits for the driver
 
 
@@ -78,7 +79,7 @@ class _Experiment:
     method: Method
     participation: Participation
     pricing: Pricing
-    tasks: Sequence[Task]
+    judge: Judge | None
     console: Console
     made_with: Mapping[str, str]  # versions
 
@@ -94,13 +95,13 @@ def _carry_out(config: Config, resumed: Resumed | None) -> dict[str, Any]:
     console.print(data.report.line(), highlight=False, soft_wrap=True)
     console.print(split_line(config.data.split.name, data.report.labels), highlight=False, soft_wrap=True)
     console.print(padding_line(data, population, config), highlight=False, soft_wrap=True)
-    tasks = final_tasks(config, prepared.context)
+    judge = ready_to_judge(config, data)
     pricing = Pricing(config)  # reads its trace: before the folder is taken
     late: Late = nobody
     if config.clients.leaves_out_the_slow:
         late = late_by(config, pricing, population, model_shapes(config.model.name))
     participation = Participation(config.clients.min_participants, late, known_participation(config))
-    experiment = _Experiment(config, data, population, method, participation, pricing, tasks, console, made_with)
+    experiment = _Experiment(config, data, population, method, participation, pricing, judge, console, made_with)
     with ExitStack() as cleanup:
         if resumed is None:
             cleanup.enter_context(claimed(experiment.out, config))
@@ -172,7 +173,7 @@ def _attempt(experiment: _Experiment, resumed: Resumed | None, num_replays: int)
         for evaluated in runtime.remaining_evaluations():
             tell_evaluation(asdict(evaluated), sinks)
         runtime.close()  # its processes give their memory back before another model is loaded
-        judge_run(experiment.tasks, out, config, console, sinks)
+        judge_run(experiment.judge, out, config, console, sinks)
         if config.tracking.wandb != "off":  # W&B takes it along
             write_page(out)
         return summary
@@ -184,7 +185,6 @@ class Prepared:
 
     data: FederatedData
     population: Population
-    context: Context  # in which its model is judged
 
 
 def prepare(config: Config) -> Prepared:
@@ -198,15 +198,16 @@ def prepare(config: Config) -> Prepared:
     data = build_data(config.data, config.clients.num, config.seed, tokenizer, max_context(shape))
     num_drawn, sampling = config.clients.cohort_size + config.clients.over_sample, config.clients.sampling
     population = Population(data.clients.num_examples, num_drawn, config.seed, config.data.arrival, sampling)
-    return Prepared(data, population, run_context(config, data, tokenizer, max_context(shape)))
+    return Prepared(data, population)
 
 
-def final_tasks(config: Config, context: Context) -> list[Task]:
-    """What the final model is judged on. Reads the tasks of `during` too: a mistake in a task's file shows now, not
-    once an evaluator starts. Raises UserError."""
-    final = config.evaluation.tasks
-    during = config.evaluation.during if config.evaluation.every is not None else ()
-    return [task for task in load_tasks(tuple(dict.fromkeys([*final, *during])), context) if task.name in final]
+def ready_to_judge(config: Config, data: FederatedData) -> Judge | None:
+    """None: neither the final model nor any round's is judged. Raises UserError for a task that cannot be read."""
+    if not config.evaluation.tasks and config.evaluation.every is None:
+        return None
+    from parablock_ray.evaluation.evaluator import final_judge  # its scorers take seconds to import
+
+    return final_judge(config, data)
 
 
 def ready_line(config: Config, num_workers: int, loss_before: float) -> str:
@@ -288,15 +289,15 @@ def summed(rows: Sequence[Mapping[str, Any]], bound_s: float, mode: str) -> dict
     }
 
 
-def judge_run(tasks: Sequence[Task], out: Path, config: Config, console: Console, sinks: Sequence[Sink]) -> None:
-    """The final model on these tasks: `evaluation.json`, the trackers, and what it said in `evaluation/`.
+def judge_run(judge: Judge | None, out: Path, config: Config, console: Console, sinks: Sequence[Sink]) -> None:
+    """The final model on `evaluation.tasks`: `evaluation.json`, the trackers, and what it said in `evaluation/`.
 
     The clock has stopped and the run is written down: whatever fails here, `parablock evaluate` can do again.
     """
-    if not tasks:
+    if judge is None or not config.evaluation.tasks:
         return
-    console.print(f"judging the model on {', '.join(task.name for task in tasks)}", highlight=False)
-    results = judge_folder(tasks, out / "model", config)
+    console.print(f"judging the model on {', '.join(config.evaluation.tasks)}", highlight=False)
+    results = judge(out / "model")
     console.print(result_table(results))
     with told_if_full(out / "evaluation", f"parablock evaluate {out}"):
         write_outputs(out / "evaluation", results)

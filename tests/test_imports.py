@@ -1,6 +1,9 @@
 """Who may import whom: downwards only, and the heavy libraries each behind one door (docs/architecture.md)."""
 
 import ast
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,6 +55,7 @@ ONLY_IN = (
     | {library: {"evaluation"} for library in ("rouge_score", "nltk", "langdetect", "lm_eval")}
     | {library: {"secure"} for library in ("cryptography", "shamirs")}
 )
+NOT_AT_START = {"datasets", "deepspeed", "lm_eval", "matplotlib", "nltk", "peft", "rouge_score", "scipy.stats", "wandb"}
 NO_TORCH = {
     *("cli", "jobs", "sweeping", "reporting", "network", "secure", "tracking", "named_files", "config", "errors")
 }
@@ -98,6 +102,14 @@ def mistakes(file: Path) -> Iterator[str]:
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
 def test_imports_point_downwards(file: Path) -> None:
     assert list(mistakes(file)) == []
+
+
+@pytest.mark.parametrize("module", ["runtime.client", "runtime.server", "runtime.serial", "runtime.cluster"])
+def test_a_process_loads_nothing_that_its_config_may_not_ask_for(module: str) -> None:
+    """Every process of a run would take the seconds again."""
+    ask = f"import json, sys, parablock_ray.{module}; print(json.dumps(sorted(sys.modules)))"
+    said = subprocess.run([sys.executable, "-c", ask], check=True, capture_output=True, text=True).stdout
+    assert NOT_AT_START.isdisjoint(json.loads(said.splitlines()[-1]))
 
 
 def test_every_room_has_its_rank() -> None:

@@ -1,15 +1,13 @@
 """`parablock evaluate`: which model is meant, in what form it is asked, and the files that come out."""
 
-import hashlib
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from parablock_ray.config import Config
 from parablock_ray.config.data import GENERATED, DataConfig
@@ -17,12 +15,12 @@ from parablock_ray.config.evaluation import EvaluationConfig
 from parablock_ray.config.explain import explain
 from parablock_ray.config.schema import WorkersConfig
 from parablock_ray.errors import UserError
+from parablock_ray.evaluation.evaluator import model_to_judge, run_context
 from parablock_ray.evaluation.results import TaskResult, as_json
 from parablock_ray.evaluation.tasks import Context, Task, evaluate, load_tasks, need_data
 from parablock_ray.tracking.compare import read_run
-from parablock_ray.training.data import FederatedData, build_data
-from parablock_ray.training.engine import device_of
-from parablock_ray.training.model import load_model, load_tokenizer, max_context, model_config
+from parablock_ray.training.data import build_data
+from parablock_ray.training.model import load_tokenizer, max_context, model_config
 
 
 @dataclass(frozen=True)
@@ -48,19 +46,6 @@ class Evaluation:
         }
 
 
-def run_context(
-    config: Config, data: FederatedData | None, tokenizer: PreTrainedTokenizerBase, max_context: int
-) -> Context:
-    """A run's own terms: its template, its seed, its data. `max_context`: of its model, in tokens."""
-    return Context(config.evaluation, tokenizer, max_context, config.data.template, config.seed, config.name, data)
-
-
-def judge_folder(tasks: Sequence[Task], folder: Path, config: Config) -> list[TaskResult]:
-    """The model of an HF folder on these tasks; on a GPU where there is one, unless the run's workers have none."""
-    model = _model(str(folder), config.seed, config.workers)
-    return [evaluate(model, task) for task in tasks]
-
-
 def open_evaluation(model_or_run: str, chosen: Mapping[str, Any], template: str | None) -> Evaluation:
     """Reads tasks first and loads the model last, so that mistakes show soon.
 
@@ -83,14 +68,6 @@ def open_evaluation(model_or_run: str, chosen: Mapping[str, Any], template: str 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Raises OSError."""
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-def write_outputs(folder: Path, results: Sequence[TaskResult]) -> None:
-    """A .jsonl file for each task, named after it: what the model read and said, a line an example. Raises OSError."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for result, name in zip(results, _file_names([result.task for result in results]), strict=True):
-        rows = (json.dumps(row, ensure_ascii=False) + "\n" for row in result.outputs)
-        (folder / name).write_text("".join(rows), encoding="utf-8")
 
 
 def _of_run(folder: Path, chosen: Mapping[str, Any], template: str | None) -> Evaluation:
@@ -137,13 +114,7 @@ def _form(template: str | None) -> str:
 
 def _opened(source: str, context: Context, workers: WorkersConfig) -> Evaluation:
     tasks = load_tasks(context.settings.tasks, context)
-    return Evaluation(_model(source, context.seed, workers), context, tasks)
-
-
-def _model(source: str, seed: int, workers: WorkersConfig) -> PreTrainedModel:
-    model = load_model(source, "float32", seed)
-    model.to(device_of(workers))
-    return model
+    return Evaluation(model_to_judge(source, context.seed, workers), context, tasks)
 
 
 def _settings(configured: EvaluationConfig, chosen: Mapping[str, Any]) -> EvaluationConfig:
@@ -156,13 +127,3 @@ def _settings(configured: EvaluationConfig, chosen: Mapping[str, Any]) -> Evalua
     if not settings.tasks:
         raise UserError("--tasks: name at least one, like --tasks held_out,reasoning_gym:chain_sum")
     return settings
-
-
-def _file_names(tasks: Sequence[str]) -> list[str]:
-    """`gsm8k=data/test.jsonl` → `gsm8k_data_test.jsonl`; `reasoning_gym:gcd` → `reasoning_gym_gcd.jsonl`. Tasks that
-    would share a name have a digest of their own behind it."""
-    stems = [re.sub(r"[^\w.-]+", "_", task.removesuffix(".jsonl")) for task in tasks]
-    digests = [f"-{hashlib.sha256(task.encode()).hexdigest()[:8]}" for task in tasks]
-    return [
-        f"{stem}{digest if stems.count(stem) > 1 else ''}.jsonl" for stem, digest in zip(stems, digests, strict=True)
-    ]

@@ -1,8 +1,12 @@
 """What an evaluation finds: metrics with their standard errors, and what the model said to each example."""
 
+import hashlib
+import json
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -92,3 +96,21 @@ def as_json(results: Iterable[TaskResult]) -> Results:
         }
         for result in results
     }
+
+
+def write_outputs(folder: Path, results: Sequence[TaskResult]) -> None:
+    """A .jsonl file for each task, named after it: what the model read and said, a line an example. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for result, name in zip(results, _file_names([result.task for result in results]), strict=True):
+        rows = (json.dumps(row, ensure_ascii=False) + "\n" for row in result.outputs)
+        (folder / name).write_text("".join(rows), encoding="utf-8")
+
+
+def _file_names(tasks: Sequence[str]) -> list[str]:
+    """`gsm8k=data/test.jsonl` → `gsm8k_data_test.jsonl`; `reasoning_gym:gcd` → `reasoning_gym_gcd.jsonl`. Tasks that
+    would share a name have a digest of their own behind it."""
+    stems = [re.sub(r"[^\w.-]+", "_", task.removesuffix(".jsonl")) for task in tasks]
+    digests = [f"-{hashlib.sha256(task.encode()).hexdigest()[:8]}" for task in tasks]
+    return [
+        f"{stem}{digest if stems.count(stem) > 1 else ''}.jsonl" for stem, digest in zip(stems, digests, strict=True)
+    ]

@@ -9,7 +9,7 @@ from parablock_ray.algorithms.base import Commit, RoundPlan
 from parablock_ray.algorithms.population import Population
 from parablock_ray.checkpoint import Checkpoint
 from parablock_ray.config import Config
-from parablock_ray.evaluation.evaluator import Evaluated
+from parablock_ray.tracking.evaluations import Evaluated
 from parablock_ray.tracking.events import Committed, Event, KeptRank
 from parablock_ray.training.data import FederatedData
 from parablock_ray.training.engine import EngineMaker

@@ -19,12 +19,10 @@ from parablock_ray.algorithms.base import RoundPlan
 from parablock_ray.checkpoint import Checkpoint
 from parablock_ray.config import Config
 from parablock_ray.errors import ProcessDied, RunFailed, UserError
-from parablock_ray.evaluation.evaluator import Evaluated
 from parablock_ray.network.links import paced_links
 from parablock_ray.runtime.assignment import Assignment
 from parablock_ray.runtime.base import FinalState, RunSetup, RuntimeInfo
 from parablock_ray.runtime.client import ClientActor
-from parablock_ray.runtime.evaluator import EvaluatorActor
 from parablock_ray.runtime.exchange import FULL, STORE_FULL
 from parablock_ray.runtime.memory import ProcessMemory, peak_rss_bytes
 from parablock_ray.runtime.placement import (
@@ -40,6 +38,7 @@ from parablock_ray.runtime.placement import (
 )
 from parablock_ray.runtime.server import ServerActor
 from parablock_ray.server_memory import first_traffic, server_bytes
+from parablock_ray.tracking.evaluations import Evaluated
 from parablock_ray.tracking.events import Committed, Dropped, Event
 from parablock_ray.training.model import model_shapes
 
@@ -247,6 +246,8 @@ class RayRuntime:
 
     def _start_evaluator(self, num_cpus: int) -> None:
         """It takes no GPU: those are the workers'."""
+        from parablock_ray.runtime.evaluator import EvaluatorActor  # its scorers take seconds to import
+
         options = {"num_cpus": num_cpus, **self._named("evaluator"), **self._common_options()}
         self._evaluator = ray.remote(EvaluatorActor).options(**options).remote(ray.put(self._setup))
         self._get(self._evaluator.load.remote(), "the evaluator")

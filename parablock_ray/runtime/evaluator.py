@@ -7,10 +7,11 @@ from functools import partial
 import ray
 import torch
 
-from parablock_ray.evaluation.evaluator import Evaluated, Evaluator
+from parablock_ray.evaluation.evaluator import Evaluator
 from parablock_ray.runtime.base import RunSetup
 from parablock_ray.runtime.exchange import from_payload
 from parablock_ray.runtime.memory import peak_rss_bytes
+from parablock_ray.tracking.evaluations import Evaluated
 
 
 class EvaluatorActor:

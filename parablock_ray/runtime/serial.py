@@ -12,9 +12,9 @@ import torch
 from parablock_ray.algorithms.base import Commit, Publication, RoundPlan, Sent, Visit
 from parablock_ray.algorithms.wire import Wire
 from parablock_ray.checkpoint import Checkpoint
-from parablock_ray.evaluation.evaluator import Evaluated, Evaluator
 from parablock_ray.runtime.base import FinalState, RunSetup, RuntimeInfo, committed_event
 from parablock_ray.runtime.memory import peak_rss_bytes
+from parablock_ray.tracking.evaluations import Evaluated
 from parablock_ray.tracking.events import Dropped, Event, Phase, Span
 from parablock_ray.training.engine import device_of
 from parablock_ray.training.master import Master
@@ -41,6 +41,8 @@ class SerialRuntime:
         self._worker = Worker(config, population, data, device_of(config.workers), self._setup.make_engine)
         self._worker.warm_up()
         if config.evaluation.every is not None:
+            from parablock_ray.evaluation.evaluator import Evaluator  # its scorers take seconds to import
+
             self._evaluator = Evaluator(config, data)
         return RuntimeInfo(num_workers=1)
 

@@ -2,12 +2,21 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 FILE = "evaluations.jsonl"  # in the run folder
 
 Results = Mapping[str, Mapping[str, Mapping[str, float | int | None]]]
 """Task → metric → `value`, `standard_error`, `num_examples`."""
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The model as it was after `round`: a row of `evaluations.jsonl`."""
+
+    round: int
+    results: Results
 
 
 def figures(results: Results) -> dict[str, float | int | None]:

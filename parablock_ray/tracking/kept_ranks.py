@@ -3,10 +3,12 @@
 import csv
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from parablock_ray.tracking.events import Committed, Event, KeptRank
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _MAX_SPECTRA = 8  # rounds whose spectra stand in one plot; more lines would hide each other
 
@@ -36,9 +38,11 @@ def write_rank_table(by_round: Mapping[int, Sequence[KeptRank]], file: Path) -> 
         writer.writerows(rank_rows(by_round))
 
 
-def rank_figure(by_round: Mapping[int, Sequence[KeptRank]]) -> Figure:
+def rank_figure(by_round: Mapping[int, Sequence[KeptRank]]) -> "Figure":
     """Left the kept rank by module and round; right the singular values, a line a round: median over modules, as a
     share of the largest."""
+    from matplotlib.figure import Figure  # takes a second, and most methods cut nothing
+
     modules = [each.module for each in next(iter(by_round.values()))]
     figure = Figure(figsize=(12, max(3.0, 0.16 * len(modules) + 1.5)), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))

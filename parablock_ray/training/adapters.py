@@ -1,5 +1,5 @@
 """Adapters beside the linear modules of a model, by PEFT: one set for every rank that clients have, and those that a
-run ends with as PEFT's folder."""
+run ends with as PEFT's folder. PEFT takes a second to import, so processes without adapters do without."""
 
 import shutil
 import warnings
@@ -7,9 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from peft import LoraConfig as PeftConfig
-from peft import inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import Parameter
@@ -30,6 +27,9 @@ def add_adapters(model: PreTrainedModel, lora: LoraConfig) -> dict[str, Paramete
 
     With scaling alpha / rank each, and none active yet: see `activate_rank`.
     """
+    from peft import LoraConfig as PeftConfig
+    from peft import inject_adapter_in_model
+
     targets = find_targets(dict(model.named_parameters()), lora.target_modules)
     for target in targets:
         module = model.get_submodule(target.name)
@@ -60,6 +60,8 @@ def add_adapters(model: PreTrainedModel, lora: LoraConfig) -> dict[str, Paramete
 
 def activate_rank(model: nn.Module, rank: int) -> None:
     """From now on the adapters of this rank, and no others, take part in the forward pass."""
+    from peft.tuners.lora import LoraLayer
+
     for module in model.modules():
         if isinstance(module, LoraLayer):
             module.set_adapter(_adapter(rank))
@@ -71,6 +73,8 @@ def save_adapters(adapters: Mapping[str, Adapter], base: str, merged_sha256: str
     All modules get the largest rank and one scaling (`fit`), which every reader of such folders knows, where ranks by
     module are PEFT's own.
     """
+    from peft import LoraConfig as PeftConfig
+
     rank = max(adapter.rank for adapter in adapters.values())
     scaling = next(iter(adapters.values())).scaling
     tensors: dict[str, Tensor] = {}

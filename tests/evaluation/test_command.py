@@ -10,7 +10,7 @@ from typer.testing import CliRunner, Result
 from parablock_ray import cli
 from parablock_ray.config.schema import WorkersConfig
 from parablock_ray.errors import UserError
-from parablock_ray.evaluation.command import judge_folder
+from parablock_ray.evaluation.evaluator import model_to_judge
 from parablock_ray.tracking.compare import read_run
 from parablock_ray.training.model import load_model, load_tokenizer, save_model
 from tests.runtime.federation import rows, run_tiny
@@ -96,7 +96,7 @@ def test_a_run_without_gpus_is_judged_without(
     folder, _ = finished
     config = read_run(folder).config
     config = config.model_copy(update={"workers": WorkersConfig(gpus_per_worker=gpus_per_worker)})
-    assert judge_folder([], folder / "model", config) == []
+    model_to_judge(str(folder / "model"), config.seed, config.workers)
     assert moved == [device]
 
 
