@@ -4,9 +4,11 @@
 
 Each kill is one run on a Ray cluster of its own. A worker or the server is killed, and the run must go on by itself; or
 the driver is, by SIGKILL or SIGTERM, and `parablock resume` must go on with it. The weights must be those of a run in
-one process to which nothing happened, and no process and no lock may be left.
+one process to which nothing happened; with `clients.on_death=drop`, of one whose log of participation is the same. No
+process and no lock may be left.
 """
 
+import argparse
 import json
 import os
 import random
@@ -15,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,14 +25,24 @@ import psutil
 from harness import Row, note, parser, report
 from processes import parablock, short_run, title_of
 
+from parablock_ray.checkpoint import newest
+
 _NUM_ROUNDS = 12
+_EVERY = 3  # rounds from checkpoint to checkpoint
 _METHODS = {
     "parablock": ["network.exchange=cut_through", "network.chunk_mb=0.1"],
     "fedbcd": ["method.name=fedbcd"],
     "parablock, staleness 2, sampled": ["method.staleness=2", "clients.num=6", "clients.per_round=3", "data.split=iid"],
     "fedavg": ["method.name=fedavg", "method.num_blocks=1", "method.staleness=1"],
 }
-_KINDS = {"worker": "ray::ClientActor", "server": "ray::ServerActor", "driver": None, "driver, SIGTERM": None}
+_KINDS = {
+    "worker": "ray::ClientActor",
+    "server": "ray::ServerActor",
+    "driver": None,
+    "driver, SIGTERM": None,
+    "worker, dropped": "ray::ClientActor",
+}
+_DROPPED = ["clients.on_death=drop"]
 _GIVE_UP_S = 600.0
 
 
@@ -52,19 +64,20 @@ def main() -> None:
     options = parser(__doc__.partition("\n")[0])
     options.add_argument("--kills", type=int, default=50, help="so many runs, a kill each")
     options.add_argument("--seed", type=int, default=0, help="of who is killed when")
+    options.add_argument("--kinds", type=_kind, nargs="+", default=list(_KINDS), help=f"of {list(_KINDS)}")
     arguments = options.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        rows = list(outcomes(kills(arguments.kills, arguments.seed), Path(folder)))
+        rows = list(outcomes(kills(arguments.kills, arguments.seed, arguments.kinds), Path(folder)))
         report(rows, arguments.json)
     sys.exit(any(row.value < 1 for row in rows))
 
 
-def kills(num_kills: int, seed: int) -> Iterator[Kill]:
+def kills(num_kills: int, seed: int, kinds: Sequence[str]) -> Iterator[Kill]:
     """Every method and every kind in turn, at moments that the seed says."""
     rng = random.Random(seed)
-    methods, kinds = list(_METHODS), list(_KINDS)
+    methods = list(_METHODS)
     for index in range(num_kills):
-        method = methods[(index + index // len(kinds)) % len(methods)]
+        method = methods[(index % len(kinds) + index // len(kinds)) % len(methods)]
         yield Kill(method, kinds[index % len(kinds)], rng.randrange(_NUM_ROUNDS - 1), rng.uniform(0.0, 0.3))
 
 
@@ -73,17 +86,16 @@ def outcomes(planned: Iterator[Kill], folder: Path) -> Iterator[Row]:
     undisturbed: dict[str, str] = {}
     for index, kill in enumerate(planned):
         if kill.method not in undisturbed:
-            alone = folder / f"undisturbed-{len(undisturbed)}"
-            _finish(_command(kill.method, alone, "runtime=serial"))
-            undisturbed[kill.method] = _summary(alone)["weights_sha256"]
+            undisturbed[kill.method] = _alone(kill.method, folder / f"undisturbed-{len(undisturbed)}")
         wrong = _carry_out(kill, folder / str(index), undisturbed[kill.method])
         note(f"{kill.name}: {wrong or 'as it should be'}")
         yield Row(kill.name, float(wrong is None), "right", goal=1)
 
 
 def _carry_out(kill: Kill, out: Path, weights_sha256: str) -> str | None:
-    """What went wrong, None if nothing did."""
-    command = _command(kill.method, out, "runtime=ray", "workers.num=2", "checkpoint.every=3")
+    """What went wrong, None if nothing did. `weights_sha256`: of the undisturbed run."""
+    overrides = _DROPPED if kill.kind == "worker, dropped" else []
+    command = _command(kill.method, out, "runtime=ray", "workers.num=2", f"checkpoint.every={_EVERY}", *overrides)
     with out.with_suffix(".log").open("wb") as log:
         driver = psutil.Popen(command, stdout=log, stderr=subprocess.STDOUT)
         try:
@@ -97,15 +109,46 @@ def _carry_out(kill: Kill, out: Path, weights_sha256: str) -> str | None:
                 driver.kill()
     _wait_until(lambda: not any(_is_alive(each) for each in family))
     if kill.kind == "driver" or not (out / "summary.json").exists():
-        if kill.kind in ("worker", "server"):
+        if not kill.kind.startswith("driver"):
             return f"ended with {driver.returncode}: {out.with_suffix('.log').read_text()[-2000:]}"
+        if _num_repeated(out) > _EVERY:
+            return f"{_num_repeated(out)} rounds are repeated, with a checkpoint every {_EVERY}"
         _finish(parablock("resume", str(out)))
+    if kill.kind == "worker, dropped":
+        weights_sha256 = _alone(kill.method, out.with_suffix(".again"), f"clients.participation={out / 'events.jsonl'}")
     if _summary(out)["weights_sha256"] != weights_sha256:
         return "other weights"
-    told = [json.loads(line)["round"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    told = _told(out)
     if told != list(range(_NUM_ROUNDS)):
         return f"rows of rounds {told}"
     return "a lock is left" if (out / ".lock").exists() else None
+
+
+def _alone(method: str, out: Path, *overrides: str) -> str:
+    """What a run in one process ends with."""
+    _finish(_command(method, out, "runtime=serial", *overrides))
+    return _summary(out)["weights_sha256"]
+
+
+def _num_repeated(out: Path) -> int:
+    """Rounds that were done when the driver died, and that the last checkpoint does not have."""
+    saved, _ = newest(out / "checkpoints")
+    return len(_told(out)) - (0 if saved is None else saved.round + 1)
+
+
+def _told(out: Path) -> list[int]:
+    """The rounds of `metrics.jsonl`; a line may be half written."""
+    try:
+        lines = (out / "metrics.jsonl").read_text().splitlines()
+    except FileNotFoundError:
+        return []
+    return [json.loads(line)["round"] for line in lines if line.endswith("}")]
+
+
+def _kind(text: str) -> str:
+    if text not in _KINDS:
+        raise argparse.ArgumentTypeError(f"{text} is none of {', '.join(_KINDS)}")
+    return text
 
 
 def _strike(kind: str, driver: psutil.Popen, family: list[psutil.Process]) -> None:

@@ -20,9 +20,11 @@ def chaos(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def test_kills_are_a_function_of_the_seed_and_reach_everyone(chaos):
-    planned = list(chaos.kills(16, seed=3))
-    assert planned == list(chaos.kills(16, seed=3)) != list(chaos.kills(16, seed=4))
-    assert len({(kill.method, kill.kind) for kill in planned}) == 16
+    def planned(num_kills, seed):
+        return list(chaos.kills(num_kills, seed, list(chaos._KINDS)))
+
+    assert planned(20, seed=3) == planned(20, seed=3) != planned(20, seed=4)
+    assert len({(kill.method, kill.kind) for kill in planned(20, seed=3)}) == 20
 
 
 @pytest.mark.slow
