@@ -93,7 +93,9 @@ def intersections(events):
     return found
 
 
-@pytest.mark.parametrize(("method", "pipeline"), [("parablock", "serial"), ("parablock", "duplex"), ("fedbcd", "duplex")])
+@pytest.mark.parametrize(
+    ("method", "pipeline"), [("parablock", "serial"), ("parablock", "duplex"), ("fedbcd", "duplex")]
+)
 def test_over_a_slow_link_parablock_computes_while_it_exchanges(cluster, tmp_path, serial, method, pipeline):
     """Read off the events, in order and not in seconds: and a slow link changes no bit either."""
     link = {"mode": "shaped", "up_mbps": 10, "down_mbps": 20, "latency_ms": 20, "chunk_mb": 0.2, "pipeline": pipeline}
