@@ -3,9 +3,9 @@
     python benchmarks/chaos.py --kills 10 --seed 0 --json
 
 Each kill is one run on a Ray cluster of its own. A worker or the server is killed, and the run must go on by itself; or
-the driver is, by SIGKILL or SIGTERM, and `parablock resume` must go on with it. The weights must be those of a run in
-one process to which nothing happened; with `clients.on_death=drop`, of one whose log of participation is the same. No
-process and no lock may be left.
+the driver is, by SIGKILL or SIGTERM, and `parablock resume` must go on with it, or say that there is no checkpoint yet.
+The weights must be those of a run in one process to which nothing happened; with `clients.on_death=drop`, of one whose
+log of participation is the same. No process and no lock may be left.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import psutil
@@ -64,10 +65,12 @@ def main() -> None:
     options = parser(__doc__.partition("\n")[0])
     options.add_argument("--kills", type=int, default=50, help="so many runs, a kill each")
     options.add_argument("--seed", type=int, default=0, help="of who is killed when")
+    options.add_argument("--first", type=int, default=0, help="leave out so many of the kills, such as those of before")
     options.add_argument("--kinds", type=_kind, nargs="+", default=list(_KINDS), help=f"of {list(_KINDS)}")
     arguments = options.parse_args()
+    planned = kills(arguments.kills, arguments.seed, arguments.kinds)
     with tempfile.TemporaryDirectory() as folder:
-        rows = list(outcomes(kills(arguments.kills, arguments.seed, arguments.kinds), Path(folder)))
+        rows = list(outcomes(islice(planned, arguments.first, None), Path(folder)))
         report(rows, arguments.json)
     sys.exit(any(row.value < 1 for row in rows))
 
@@ -113,6 +116,9 @@ def _carry_out(kill: Kill, out: Path, weights_sha256: str) -> str | None:
             return f"ended with {driver.returncode}: {out.with_suffix('.log').read_text()[-2000:]}"
         if _num_repeated(out) > _EVERY:
             return f"{_num_repeated(out)} rounds are repeated, with a checkpoint every {_EVERY}"
+        if newest(out / "checkpoints")[0] is None:
+            note("there is no checkpoint yet")
+            return _refused_without_checkpoint(out)
         _finish(parablock("resume", str(out)))
     if kill.kind == "worker, dropped":
         weights_sha256 = _alone(kill.method, out.with_suffix(".again"), f"clients.participation={out / 'events.jsonl'}")
@@ -128,6 +134,14 @@ def _alone(method: str, out: Path, *overrides: str) -> str:
     """What a run in one process ends with."""
     _finish(_command(method, out, "runtime=serial", *overrides))
     return _summary(out)["weights_sha256"]
+
+
+def _refused_without_checkpoint(out: Path) -> str | None:
+    """A run that dies before its first one cannot be taken up. What went wrong in saying so, None if nothing did."""
+    done = subprocess.run(parablock("resume", str(out)), capture_output=True, text=True, timeout=_GIVE_UP_S)
+    if (done.returncode, "it has no checkpoint" in done.stderr) != (2, True):
+        return f"resume without a checkpoint ended with {done.returncode}: {done.stderr[-2000:]}"
+    return "a lock is left" if (out / ".lock").exists() else None
 
 
 def _num_repeated(out: Path) -> int:
