@@ -6,6 +6,7 @@
 Every step is taken once. A message that is refused changes nothing.
 """
 
+from collections.abc import Sequence
 from enum import IntEnum
 
 import numpy as np
@@ -58,6 +59,11 @@ class SecureClient:
         self._held: dict[int, tuple[bytes, bytes]] = {}  # of each client its shares of self mask and pair key
         self._masks: list[Mask] = []
         self._num_masked = 0
+
+    @property
+    def bounds(self) -> Sequence[tuple[int, int]]:
+        """The chunks in which it masks."""
+        return self._round.bounds
 
     def keys(self) -> bytes:
         """The public keys, for the server."""

@@ -1,0 +1,163 @@
+"""Secure aggregation in a run: the mean is the plain one of the fixed-point deltas, and only masked ones arrive."""
+
+from collections import defaultdict
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from parablock_ray.algorithms.block_server import BlockServer
+from parablock_ray.algorithms.blocks import flatten, make_layout, unflatten_into
+from parablock_ray.config import load_config
+from parablock_ray.driver import prepare
+from parablock_ray.errors import RunFailed, UserError
+from parablock_ray.planning.command import make_plan
+from parablock_ray.resume import resume
+from parablock_ray.secure.fixed_point import finest_fraction_bits
+from parablock_ray.training.master import Master
+from parablock_ray.training.model import load_model, weights_sha256
+from parablock_ray.training.worker import Worker
+from tests.runtime.federation import METHODS, QUICKSTART, SHORT, rows, run_tiny
+from tests.runtime.test_faults import refuse
+from tests.runtime.test_resume import interrupted, summary
+
+SECURE = ["secure_aggregation.enabled=true", "engine.name=torch", "data.split={name: quantity, alpha: 1}"]
+SERIAL = [*SECURE, "runtime=serial"]
+DROP = ["clients.on_error=drop", "clients.on_death=fail"]
+CLIP = 0.002  # so that some numbers are cut
+
+
+class Spy:
+    """What clients train, what the server is sent, and what it makes a step of."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.deltas: dict[tuple[int, int], Tensor] = {}  # (round, client) → delta
+        self.sent: defaultdict[tuple[int, int], list[Tensor]] = defaultdict(list)
+        self.means: list[tuple[Tensor, int]] = []
+        train, receive, receive_mean = Worker.train, Master.receive, BlockServer.receive_mean
+
+        def spied_train(worker, plan, visit):
+            trained = train(worker, plan, visit)
+            self.deltas[plan.round, visit.client] = trained.upload.clone()
+            return trained
+
+        def spied_receive(master, sent, values):
+            self.sent[sent.round, sent.client].append(values.clone())
+            return receive(master, sent, values)
+
+        def spied_mean(server, round, mean, sum_of_weights):
+            self.means.append((mean.clone(), sum_of_weights))
+            return receive_mean(server, round, mean, sum_of_weights)
+
+        monkeypatch.setattr(Worker, "train", spied_train)
+        monkeypatch.setattr(Master, "receive", spied_receive)
+        monkeypatch.setattr(BlockServer, "receive_mean", spied_mean)
+
+
+def steps_of(delta: Tensor, fraction_bits: int) -> list[int]:
+    """The fixed-point numbers of a delta, in Python's own integers."""
+    return [round(min(max(value, -CLIP), CLIP) * 2**fraction_bits) for value in delta.tolist()]
+
+
+def plain_mean(deltas: dict[int, Tensor], weights: dict[int, int], fraction_bits: int) -> np.ndarray:
+    by_client = [
+        [weights[client] * each for each in steps_of(delta, fraction_bits)] for client, delta in deltas.items()
+    ]
+    total = sum(weights[client] for client in deltas)
+    return np.array([sum(numbers) / 2**fraction_bits / total for numbers in zip(*by_client, strict=True)], np.float32)
+
+
+@pytest.mark.parametrize("method", ["fedbcd", "parablock"])
+def test_a_run_takes_the_plain_means_of_what_its_clients_trained(tmp_path, monkeypatch, method):
+    overrides = [*METHODS[method], *SERIAL, "secure_aggregation.clip=0.002", "network.chunk_mb=0.1", "method.rounds=3"]
+    spy = Spy(monkeypatch)
+    summary = run_tiny(tmp_path / "run", overrides)
+    config = load_config(QUICKSTART, [*SHORT, *overrides, f"out={tmp_path}"])
+    weights = dict(enumerate(prepare(config).population.num_examples))
+    fraction_bits = finest_fraction_bits(32, CLIP, max(weights.values()), 4)
+    assert len(set(weights.values())) > 1
+    assert any(float(delta.abs().max()) > CLIP for delta in spy.deltas.values())
+
+    model = load_model("tiny", "float32", config.seed)
+    parameters = {name: each.detach() for name, each in model.named_parameters()}
+    layout = make_layout(parameters, config.method.num_blocks, config.method.parameters)
+    commits = [row for row in rows(tmp_path / "run" / "events.jsonl") if row["event"] == "committed"]
+    for commit, (mean, sum_of_weights) in zip(commits, spy.means, strict=True):
+        deltas = {client: spy.deltas[commit["round"], client] for client in range(4)}
+        assert mean.numpy().tobytes() == plain_mean(deltas, weights, fraction_bits).tobytes()
+        assert sum_of_weights == commit["num_examples"] == sum(weights.values())
+        assert commit["participants"] == [0, 1, 2, 3]
+        assert commit["weights"] == [1, 1, 1, 1]  # the plan tells nobody's
+        block = [parameters[name] for name in layout.blocks[commit["block"]].names]
+        unflatten_into(flatten(block, torch.float32) + mean, block)
+    assert summary["weights_sha256"] == weights_sha256(parameters.items())
+
+    for (round, client), chunks in spy.sent.items():
+        words, delta = torch.cat(chunks), spy.deltas[round, client]
+        assert words.dtype == torch.int32
+        assert len(chunks) > 1
+        assert len(words) == len(delta) + 1
+        masks = words[:-1] - torch.tensor(steps_of(delta, fraction_bits), dtype=torch.int32) * weights[client]
+        for uniform in (words, masks):  # of what is not masked almost all is near 0
+            assert float((uniform.double().abs() / 2**31).mean()) == pytest.approx(0.5, abs=0.02)
+
+    traffic = make_plan(config, "1.0").traffic
+    assert summary["bytes_up"] == traffic["up"].total_bytes
+    assert summary["bytes_down"] == traffic["down"].total_bytes
+    control = 3 * 29 + 100 + 96 * 3 + 37 * 4  # docs/secure-aggregation.md
+    assert summary["bytes_up"] == sum(4 * (len(each) + 1) + control for each in spy.deltas.values())
+
+
+def test_ray_ends_in_the_serial_weights_and_no_word_is_sent_twice(cluster, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        first, second = Spy(patch), Spy(patch)
+        reference = run_tiny(tmp_path / "serial", SERIAL)
+        words = {key: torch.cat(each) for key, each in first.sent.items()}
+        first.sent.clear()
+        assert run_tiny(tmp_path / "again", SERIAL)["weights_sha256"] == reference["weights_sha256"]
+        assert second.deltas.keys() == words.keys()
+        for key, before in words.items():  # the same deltas under other masks
+            assert float((before == torch.cat(first.sent[key])).double().mean()) < 0.01
+    summary = run_tiny(tmp_path / "ray", [*SECURE, "workers.num=2", "network.chunk_mb=0.1"])
+    for key in ("weights_sha256", "loss_after", "bytes_up", "bytes_down", "bytes_catch_up"):
+        assert summary[key] == reference[key]
+
+
+def test_who_fails_drops_out_and_the_log_says_the_same(tmp_path, monkeypatch):
+    """Lost once its shares are out, or left out from the start: the same sum."""
+    with monkeypatch.context() as patch:
+        refuse(patch, (1, 1), (3, 2))
+        dropped = run_tiny(tmp_path / "run", [*SERIAL, *DROP])
+    assert dropped["num_dropped"] == 2
+    sums = [row["num_examples"] for row in rows(tmp_path / "run" / "metrics.jsonl")]
+    assert sums[1] < sums[0] == sums[2] == sums[4]
+    log = f"clients.participation={tmp_path / 'run' / 'events.jsonl'}"
+    again = run_tiny(tmp_path / "again", [*SERIAL, log])
+    assert again["weights_sha256"] == dropped["weights_sha256"]
+    assert [row["num_examples"] for row in rows(tmp_path / "again" / "metrics.jsonl")] == sums
+
+
+def test_with_too_many_lost_nothing_is_unmasked(tmp_path, monkeypatch):
+    refuse(monkeypatch, (1, 1), (1, 2))
+    too_few = "round 1: 2 of 4 clients have sent their vectors, fewer than the threshold, 3; no sum can be unmasked"
+    with pytest.raises(RunFailed, match=too_few):
+        run_tiny(tmp_path / "run", [*SERIAL, *DROP])
+    lost = [f'{{"event": "dropped", "round": 0, "client": {client}, "why": "lost", "detail": ""}}' for client in (0, 3)]
+    log = tmp_path / "events.jsonl"
+    log.write_text("\n".join(lost))
+    too_few = r"round 0: 2 client\(s\) left; secure aggregation unmasks no sum of fewer than 3 \(secure_aggregation"
+    with pytest.raises(RunFailed, match=too_few):
+        run_tiny(tmp_path / "known", [*SERIAL, f"clients.participation={log}"])
+
+
+def test_a_run_without_staleness_can_be_resumed(tmp_path):
+    run_tiny(tmp_path / "run", [*METHODS["fedbcd"], *SERIAL, "checkpoint.every=1", "checkpoint.keep=100"])
+    assert resume(interrupted(tmp_path / "run", tmp_path / "again", 2), [])
+    assert summary(tmp_path / "again")["weights_sha256"] == summary(tmp_path / "run")["weights_sha256"]
+
+
+def test_a_weight_beyond_the_largest_is_told_before_the_run(tmp_path):
+    config = load_config(QUICKSTART, [*SHORT, *SERIAL, "secure_aggregation.max_weight=5", f"out={tmp_path}"])
+    with pytest.raises(UserError, match=r"secure_aggregation.max_weight: must be at least \d+, the examples of one"):
+        prepare(config)
