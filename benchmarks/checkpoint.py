@@ -64,7 +64,7 @@ def parts(config: Config) -> Iterator[Row]:
         yield Row(file.name, file.stat().st_size / _MEGABYTE, "MB")
     note("its parts")
     prepared = prepare(config)
-    master = Master(config, prepared.population, prepared.data, root)
+    master = Master(config, prepared.population, prepared.data, root, attempt=0)
     start_s = time.perf_counter()
     state = master.server.state()
     yield Row("copy of the server's state, for which the server waits", time.perf_counter() - start_s, "s")

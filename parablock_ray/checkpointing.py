@@ -12,7 +12,7 @@ from typing import Any
 from parablock_ray.checkpoint import Checkpoint, clear_unfinished, discard_after, newest, sync
 from parablock_ray.config import Config, differing_keys, fingerprint
 from parablock_ray.config.differences import CHANGE_NO_VALUE, WHO_DOES_IT
-from parablock_ray.errors import UserError
+from parablock_ray.errors import RunFailed, UserError
 from parablock_ray.tracking.evaluations import FILE as EVALUATIONS
 from parablock_ray.tracking.events import Committed, Event, Span, from_row
 from parablock_ray.training.checkpoints import FOLDER
@@ -59,13 +59,19 @@ class Completer:
             "config": config.model_dump(mode="json"),
             "loss_before": loss_before,
         }
+        self._is_secret = config.secure_aggregation.enabled and config.method.staleness > 0
         self._num_done = num_done
         self._also: int | None = None  # a round with a checkpoint beside those that are due
         self._num_complete = 0  # rounds, of those that we were told of
         self._num_events: Counter[int] = Counter()  # by round
 
     def checkpoint_at(self, round: int) -> None:
-        """See Runtime.checkpoint_at."""
+        """See Runtime.checkpoint_at. Raises RunFailed where there can be none."""
+        if self._is_secret:
+            raise RunFailed(
+                "ended by SIGTERM, without a checkpoint: with secure_aggregation.enabled and method.staleness over 0 "
+                "the server does not know what is pending at the clients; run it again"
+            )
         self._also = round
 
     def told(self, event: Event, num_complete: int) -> None:

@@ -75,9 +75,11 @@ def validate(config: ConfigPath, overrides: Overrides = None) -> None:
     """Check CONFIG and say what it would run, without loading a model."""
     with _exit_codes():
         from parablock_ray.named_files import check_files
+        from parablock_ray.secure_terms import check_secure_aggregation
 
         checked = load_config(config, overrides or [])
         check_files(checked)
+        check_secure_aggregation(checked)
         typer.echo(f"OK: {_described(checked)}")
 
 

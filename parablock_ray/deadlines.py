@@ -6,11 +6,10 @@ from torch import Tensor
 
 from parablock_ray.algorithms.base import RoundPlan, Visit
 from parablock_ray.algorithms.population import Population
-from parablock_ray.algorithms.wire import Wire
 from parablock_ray.config import Config
 from parablock_ray.participation import Late
 from parablock_ray.pricing import Pricing
-from parablock_ray.sizes import upload_params
+from parablock_ray.sizes import upload_bytes, upload_params
 from parablock_ray.tracking.events import Dropped
 
 
@@ -26,13 +25,14 @@ def late_by(config: Config, pricing: Pricing, population: Population, shapes: Ma
     server's to itself: what it waits for before, and whom it meets on the way, is not its doing. `shapes`: the model's
     parameters by name.
     """
-    clients, wire = config.clients, Wire.of(config.network)
+    clients = config.clients
     num_params = upload_params(config, population, shapes)
 
     def turnaround_s(plan: RoundPlan, visit: Visit) -> float:
         step_s = pricing.step_s(plan.block)
         assert step_s is not None, "the config says so: seconds must be given"
-        return pricing.arrival_s(visit.client, step_s, wire.num_bytes(num_params(plan, visit)))
+        num_bytes = upload_bytes(config, num_params(plan, visit), len(plan.visits))
+        return pricing.arrival_s(visit.client, step_s, num_bytes)
 
     def late(plan: RoundPlan) -> Sequence[Dropped]:
         seconds = {visit.client: turnaround_s(plan, visit) for visit in plan.visits}

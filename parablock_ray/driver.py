@@ -19,7 +19,7 @@ from parablock_ray import __version__
 from parablock_ray.algorithms.adapters import check_adapters
 from parablock_ray.algorithms.base import Method
 from parablock_ray.algorithms.blocks import check_num_blocks
-from parablock_ray.algorithms.methods import make_method, trains_adapters
+from parablock_ray.algorithms.methods import WithoutSizes, make_method, trains_adapters
 from parablock_ray.algorithms.population import Population
 from parablock_ray.checkpoint import newest
 from parablock_ray.checkpointing import Completer, Resumed
@@ -35,6 +35,8 @@ from parablock_ray.pricing import Pricing, VirtualBook, price
 from parablock_ray.recovery import recover
 from parablock_ray.reporting.command import page_of_run
 from parablock_ray.runtime import RunSetup, Runtime, make_runtime, runtime_sinks
+from parablock_ray.secure.primitives import require_packages
+from parablock_ray.secure_terms import fixed_point
 from parablock_ray.stopping import stop_requests
 from parablock_ray.tracking.client_split import split_figure, split_line
 from parablock_ray.tracking.events import Dropped, Event, as_row
@@ -92,6 +94,8 @@ def _carry_out(config: Config, resumed: Resumed | None) -> dict[str, Any]:
     made_with, console, prepared = versions(), Console(), prepare(config)
     data, population = prepared.data, prepared.population
     method = make_method(config.method, population)
+    if config.secure_aggregation.enabled:
+        method = WithoutSizes(method)
     console.print(data.report.line(), highlight=False, soft_wrap=True)
     console.print(split_line(config.data.split.name, data.report.labels), highlight=False, soft_wrap=True)
     console.print(padding_line(data, population, config), highlight=False, soft_wrap=True)
@@ -198,6 +202,9 @@ def prepare(config: Config) -> Prepared:
     data = build_data(config.data, config.clients.num, config.seed, tokenizer, max_context(shape))
     num_drawn, sampling = config.clients.cohort_size + config.clients.over_sample, config.clients.sampling
     population = Population(data.clients.num_examples, num_drawn, config.seed, config.data.arrival, sampling)
+    if config.secure_aggregation.enabled:
+        require_packages()
+        fixed_point(config, max(population.num_examples))
     return Prepared(data, population)
 
 
@@ -252,8 +259,8 @@ def run_rounds(
             if is_asked_to_stop() and num_submitted + method.staleness + 1 < num_wanted:
                 # With the last of these rounds nothing is under way, and all that its checkpoint needs is yet to come.
                 num_wanted = num_submitted + method.staleness + 1
-                runtime.checkpoint_at(num_wanted - 1)
                 completer.checkpoint_at(num_wanted - 1)
+                runtime.checkpoint_at(num_wanted - 1)
             ahead = book.num_complete + method.staleness + _ROUNDS_AHEAD
             while num_submitted < min(ahead, num_wanted):
                 plan, dropped = participation.attend(method.plan(num_submitted))

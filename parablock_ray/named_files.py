@@ -42,4 +42,10 @@ def known_participation(config: Config) -> list[Dropped]:
         raise UserError(
             f"clients.participation: {path} cannot be read ({error}); name the events.jsonl of a run"
         ) from None
-    return [replace(event, detail=f"as in {path}") for event in events if isinstance(event, Dropped)]
+    dropped = [replace(event, detail=f"as in {path}") for event in events if isinstance(event, Dropped)]
+    if config.secure_aggregation.enabled and any(each.has_sent for each in dropped):
+        raise UserError(
+            f"clients.participation: {path} holds updates that the server refused; with secure_aggregation.enabled it "
+            "sees none of them and can refuse none; name the log of another run"
+        )
+    return dropped

@@ -35,7 +35,11 @@ class Pricing:
         self.staleness = config.method.staleness
         self._virtual = network.mode == "virtual"
         self._settings = ExchangeSettings(
-            network.pipeline, network.exchange, network.chunk_bytes, shared_workers=not self._virtual
+            network.pipeline,
+            network.exchange,
+            network.chunk_bytes,
+            shared_workers=not self._virtual,
+            unmasks=config.secure_aggregation.enabled,
         )
         self.links = client_links(network, config.clients.num, config.seed)
         self._server = server_link(network)

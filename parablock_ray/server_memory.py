@@ -14,7 +14,7 @@ from parablock_ray.algorithms.population import Population
 from parablock_ray.algorithms.wire import Wire
 from parablock_ray.config import Config
 from parablock_ray.config.lora import CollectingMethod
-from parablock_ray.sizes import make_sizes, trained_layout
+from parablock_ray.sizes import download_bytes, make_sizes, trained_layout, upload_bytes
 
 FP32_BYTES = 4
 
@@ -39,14 +39,16 @@ def first_traffic(config: Config, population: Population, shapes: Mapping[str, T
 
     `shapes`: the model's parameters by name, of which no values are read.
     """
-    method, wire = make_method(config.method, population), Wire.of(config.network)
-    sizes = make_sizes(config, population, shapes, wire)
+    method = make_method(config.method, population)
+    sizes = make_sizes(config, population, shapes, Wire.of(config.network))
     of_rounds = []
     for round in range(min(method.num_rounds, 3 * config.method.num_blocks)):
         plan = method.plan(round)
         sizes.open(plan)
-        visits = [sizes.of(plan, visit) for visit in plan.visits]
-        of_rounds.append([(wire.num_bytes(each.up), wire.num_bytes(each.down)) for each in visits])
+        visits, num = [sizes.of(plan, visit) for visit in plan.visits], len(plan.visits)
+        of_rounds.append(
+            [(upload_bytes(config, each.up, num), download_bytes(config, each.down, num)) for each in visits]
+        )
     return most_traffic(of_rounds)
 
 
@@ -75,6 +77,7 @@ def _method_bytes(config: Config, shapes: Mapping[str, Tensor], most: Traffic) -
     largest, rule = max(block.num_params for block in layout.blocks), config.server.rule
     num_trained = layout.num_params - layout.num_frozen_params
     num_vectors = len(new_server_state(method.server_optimizer, 0, torch.float32))
+    word_bytes = config.secure_aggregation.bits // 8 if config.secure_aggregation.enabled else 0
     is_withdrawn = config.network.exchange == "cut_through"  # what a round has published, once an update is refused
     return {
         "adapted weights without factors, fp32": frozen,
@@ -82,6 +85,7 @@ def _method_bytes(config: Config, shapes: Mapping[str, Tensor], most: Traffic) -
         "previous values, fp32": method.staleness * largest * FP32_BYTES,
         # A sum for each round that clients may be in, and the value that the oldest of them is stepped into.
         "sums and new value, fp32": (1 if rule.keeps_all else method.staleness + 2) * largest * FP32_BYTES,
+        "sums under masks": (method.staleness + 2) * largest * word_bytes,
         "server optimizer, fp32": num_vectors * num_trained * FP32_BYTES,
         "server optimizer before the round, fp32": num_vectors * largest * FP32_BYTES if is_withdrawn else 0,
         "uploads kept, at most": _kept_bytes(config, most),

@@ -26,6 +26,25 @@ from parablock_ray.config.lora import (
     LoraMethod,
     ZeroPad,
 )
+from parablock_ray.secure.messages import ControlBytes, control_bytes
+
+
+def control_bytes_of(config: Config, num_clients: int) -> ControlBytes:
+    """What travels for one client beside the vectors, in a round that is planned for so many."""
+    return control_bytes(num_clients) if config.secure_aggregation.enabled else ControlBytes(0, 0)
+
+
+def upload_bytes(config: Config, num_params: int, num_clients: int) -> int:
+    """What a client sends whose upload has so many parameters, in a round that is planned for so many clients."""
+    wire = Wire.of_uploads(config)
+    if not config.secure_aggregation.enabled:
+        return wire.num_bytes(num_params)
+    return wire.num_bytes(num_params + 1) + control_bytes(num_clients).up  # its weight is one word more
+
+
+def download_bytes(config: Config, num_params: int, num_clients: int) -> int:
+    """What a client gets of a round that brings it so many parameters."""
+    return Wire.of(config.network).num_bytes(num_params) + control_bytes_of(config, num_clients).down
 
 
 @dataclass(frozen=True)

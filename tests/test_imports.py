@@ -35,6 +35,7 @@ RANKS = {
     "reprice": 4,
     "pricing": 3,
     "reporting": 3,
+    "secure_terms": 3,
     "sizes": 3,
     "named_files": 3,
     "network": 2,
@@ -57,7 +58,8 @@ ONLY_IN = (
 )
 NOT_AT_START = {"datasets", "deepspeed", "lm_eval", "matplotlib", "nltk", "peft", "rouge_score", "scipy.stats", "wandb"}
 NO_TORCH = {
-    *("cli", "jobs", "sweeping", "reporting", "network", "secure", "tracking", "named_files", "config", "errors")
+    *("cli", "jobs", "sweeping", "reporting", "network", "secure", "secure_terms", "tracking", "named_files"),
+    *("config", "errors"),
 }
 
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -48,6 +48,12 @@ class RoundPlan:
         """The round with these clients left out; the shares stay those of the cohort that was planned."""
         return replace(self, visits=tuple(visit for visit in self.visits if visit.client not in clients))
 
+    def without_sizes(self) -> "RoundPlan":
+        """The round without what would tell anybody's n_i: every visit counts 1, and they stand by client."""
+        visits = sorted(self.visits, key=lambda visit: visit.client)
+        told = tuple(replace(each, num_examples=0, weight=1, share=1 / len(visits)) for each in visits)
+        return replace(self, visits=told)
+
     def in_order(self, clients: Collection[int]) -> tuple[int, ...]:
         """These clients of the round, in fold order."""
         return tuple(visit.client for visit in self.visits if visit.client in clients)
@@ -110,6 +116,7 @@ class Commit:
     `plan`: without those who have no part in it. `refused`, in fold order: those of them who had sent something.
 
     `uploads`: client → what it sent, flat, in the wire dtype; of methods that are told to keep them.
+    `sum_of_weights`: Σ n_i, where the sum told it and not the plan.
     """
 
     plan: RoundPlan
@@ -117,6 +124,7 @@ class Commit:
     refused: tuple[int, ...] = ()
     module_ranks: tuple[ModuleRank, ...] = ()
     uploads: Mapping[int, Tensor] = field(default_factory=dict)
+    sum_of_weights: int | None = None
 
 
 @dataclass(frozen=True)
@@ -161,6 +169,11 @@ class Server(Protocol):
 
         To be iterated to its end: a chunk is made when it is asked for, so that it can go out before the next.
         """
+        ...
+
+    def receive_mean(self, round: int, mean: Tensor, sum_of_weights: int) -> Iterator[Publication | Commit]:
+        """In place of all uploads: Σ n_i Δ_i / Σ n_i (flat, fp32) over those who were not dropped, and Σ n_i. Of
+        methods whose server needs no more. What this makes public, as above."""
         ...
 
     def drop(self, round: int, client: int) -> Iterator[Publication | Commit]:

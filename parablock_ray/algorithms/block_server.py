@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor
 
-from parablock_ray.algorithms.aggregate import RoundSum, new_server_state, server_step
+from parablock_ray.algorithms.aggregate import GivenMean, RoundSum, new_server_state, server_step
 from parablock_ray.algorithms.base import Commit, Publication, RoundPlan, Update
 from parablock_ray.algorithms.blocks import flatten, make_layout, unflatten_into
 from parablock_ray.algorithms.lora import Adapter
@@ -25,7 +25,7 @@ class _OpenRound:
 
     def __init__(self, plan: RoundPlan, total: RoundSum | RoundVectors) -> None:
         self.planned = self.plan = plan
-        self.total = total
+        self.total: RoundSum | RoundVectors | GivenMean = total
         self.refused: set[int] = set()
         self.restart()
 
@@ -86,12 +86,21 @@ class BlockServer:
 
         To be iterated to its end: a chunk is stepped when it is asked for, so that it can go out before the next.
         """
-        self._open[round].total.add(client, chunk, values)
+        total = self._open[round].total
+        assert not isinstance(total, GivenMean)
+        total.add(client, chunk, values)
+        return self._made_public()
+
+    def receive_mean(self, round: int, mean: Tensor, sum_of_weights: int) -> Iterator[Publication | Commit]:
+        """In place of all uploads: the mean over those who were not dropped; what this makes public, in order."""
+        current = self._open[round]
+        current.total = GivenMean(current.total.bounds, mean.to(self._dtype), sum_of_weights)
         return self._made_public()
 
     def drop(self, round: int, client: int) -> Iterator[Publication | Commit]:
         """This client, which has sent nothing of this round, is left out of it."""
         current = self._open[round]
+        assert not isinstance(current.total, GivenMean)
         current.plan = current.plan.without({client})
         current.total.drop(client)
         self._attendance.drop(round, client)
@@ -100,6 +109,7 @@ class BlockServer:
     def refuse(self, round: int, client: int) -> Iterator[Publication | Commit]:
         """What this client sent of this round has no part in it. Chunks of the round that were public come again."""
         current = self._open[round]
+        assert not isinstance(current.total, GivenMean)
         current.refused.add(client)
         current.plan = current.plan.without({client})
         current.total.drop(client)
@@ -216,4 +226,9 @@ class BlockServer:
         unflatten_into(current.new_value, self._tensors[plan.block])
         del self._open[plan.round]
         self.num_committed += 1
-        return Commit(plan, current.squared_norm**0.5, refused=current.planned.in_order(current.refused))
+        return Commit(
+            plan,
+            current.squared_norm**0.5,
+            refused=current.planned.in_order(current.refused),
+            sum_of_weights=current.total.sum_of_weights if isinstance(current.total, GivenMean) else None,
+        )

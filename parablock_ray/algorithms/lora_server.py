@@ -63,6 +63,9 @@ class FactorServer:
     def receive(self, round: int, client: int, chunk: int, values: Tensor) -> Iterator[Publication | Commit]:
         return self._blocks.receive(round, client, chunk, values)
 
+    def receive_mean(self, round: int, mean: Tensor, sum_of_weights: int) -> Iterator[Publication | Commit]:
+        return self._blocks.receive_mean(round, mean, sum_of_weights)
+
     def drop(self, round: int, client: int) -> Iterator[Publication | Commit]:
         return self._blocks.drop(round, client)
 
@@ -165,6 +168,10 @@ class LoraServer:
         """Take one chunk of one client's adapters; what this makes public, in order. To be iterated to its end."""
         self._open[round].add(client, chunk, values)
         return self._made_public()
+
+    def receive_mean(self, round: int, mean: Tensor, sum_of_weights: int) -> Iterator[Publication | Commit]:
+        """The config refuses it."""
+        raise AssertionError("the rule needs every client's adapters")
 
     def drop(self, round: int, client: int) -> Iterator[Publication | Commit]:
         """This client, which has sent nothing of this round, is left out of it."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from parablock_ray.algorithms.base import LiveModel, Method, Replica, Server
+from parablock_ray.algorithms.base import LiveModel, Method, Replica, RoundPlan, Server
 from parablock_ray.algorithms.block_methods import fedavg, fedbcd, fedcybgd, parablock
 from parablock_ray.algorithms.block_replica import BlockReplica
 from parablock_ray.algorithms.block_server import BlockServer
@@ -76,6 +76,24 @@ def trains_adapters(config: MethodConfig) -> bool:
 def make_method(config: MethodConfig, population: Population) -> Method:
     """The method named by `config.name`, as a planner."""
     return METHODS[config.name].schedule(config, population)
+
+
+@dataclass(frozen=True)
+class WithoutSizes:
+    """A planner whose plans tell nobody's n_i."""
+
+    method: Method
+
+    @property
+    def num_rounds(self) -> int:
+        return self.method.num_rounds
+
+    @property
+    def staleness(self) -> int:
+        return self.method.staleness
+
+    def plan(self, round: int) -> RoundPlan:
+        return self.method.plan(round).without_sizes()
 
 
 def make_server(

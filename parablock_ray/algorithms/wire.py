@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from parablock_ray.config import Config
 from parablock_ray.config.network import NetworkConfig
 
 
@@ -19,6 +20,14 @@ class Wire:
     def of(network: NetworkConfig) -> "Wire":
         """As `network.wire_dtype` and `network.chunk_mb` say."""
         return Wire(getattr(torch, network.wire_dtype), network.chunk_bytes)
+
+    @staticmethod
+    def of_uploads(config: Config) -> "Wire":
+        """Of what clients send: the same or, with secure aggregation, its integers under masks."""
+        secure = config.secure_aggregation
+        if not secure.enabled:
+            return Wire.of(config.network)
+        return Wire(getattr(torch, f"int{secure.bits}"), config.network.chunk_bytes)
 
     def num_bytes(self, num_params: int) -> int:
         """The payload of a vector."""

@@ -4,7 +4,8 @@ Nothing else in the package computes time. For a client in a round, its messages
 
     start      S = max( C of its computer's last visit, D of the round it reads );  C = S + compute_s
     upload     begins at max( C, uplink free ), chunk after chunk; each is at the server latency_s later
-    publish    P = latest arrival of the chunk (store_and_forward: of the last chunk) over the participants
+    publish    P = latest arrival of the chunk (store_and_forward: of the last chunk) over the participants; where sums
+               are unmasked, the largest 2 · latency_s of them later
     download   a chunk begins at max( P + latency_s, downlink free );  D = end of the last chunk
     serial     one communication thread, as in the paper: an upload also waits for its client's last D
 
@@ -39,13 +40,15 @@ class ExchangeSettings:
     `pipeline`: `serial` (one communication thread per client) or `duplex` (one each way). `exchange`: a round
     is published at once (`store_and_forward`) or chunk by chunk (`cut_through`). `chunk_bytes`: the most that
     a chunk holds. `shared_workers`: a worker is one computer that trains its clients of a round in turn, in
-    plan order, once all of them may start (`shaped` time); else each client is its own (`virtual` time).
+    plan order, once all of them may start (`shaped` time); else each client is its own (`virtual` time). `unmasks`:
+    with the last upload in, the server asks every client once more before it publishes (secure aggregation).
     """
 
     pipeline: Literal["serial", "duplex"]
     exchange: Literal["store_and_forward", "cut_through"]
     chunk_bytes: int
     shared_workers: bool
+    unmasks: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +173,7 @@ class _Round:
     readers: list[_Visit]  # wait for its commit
     catch_ups: list[_Message]  # are sent at its commit
     publish_s: list[float]  # of the pieces published so far
+    unmask_s: float  # from the latest arrival until what is asked for is in
 
 
 class _Layout:
@@ -191,12 +195,14 @@ class _Layout:
 
     def add_round(self, load: RoundLoad) -> None:
         if not self.rounds:  # One without visits, which commits at 0, stands for all before the first.
-            self.rounds.append(_Round(load.round - 1, [0], [0.0], [], [], [], []))
+            self.rounds.append(_Round(load.round - 1, [0], [0.0], [], [], [], [], 0.0))
         assert load.reads < load.round == self.rounds[-1].number + 1, load
         num_pieces = self._num_pieces(load)
         num_chunks = sum(self._num_chunks(visit.up_bytes) for visit in load.visits)
         missing, arrival_s = [num_chunks // num_pieces] * num_pieces, [0.0] * num_pieces
-        round = _Round(load.round, missing, arrival_s, [], [], [], [])
+        # There and back: its few bytes are counted with the upload.
+        latencies_s = [2 * self.links[visit.client].latency_s for visit in load.visits if self.settings.unmasks]
+        round = _Round(load.round, missing, arrival_s, [], [], [], [], max(latencies_s, default=0.0))
         read = self.rounds[max(0, load.reads - self.rounds[0].number)]
         leaders: dict[int, _Visit] = {}  # by computer: its first visit, which waits for all its inputs
         for visit_load in load.visits:
@@ -306,7 +312,7 @@ class _EventLoop:
     def _publish(self) -> None:
         """Publishes whatever is in from all participants, round after round, piece after piece."""
         while self.open and not self.open.missing[piece := len(self.open.publish_s)]:
-            self.published_s = max(self.published_s, self.open.arrival_s[piece])
+            self.published_s = max(self.published_s, self.open.arrival_s[piece] + self.open.unmask_s)
             self.open.publish_s.append(self.published_s)
             for visit in self.open.visits:
                 chunks = range(piece, piece + 1) if self.cut_through else range(visit.download.num_chunks)

@@ -17,6 +17,7 @@ from parablock_ray.named_files import check_files
 from parablock_ray.planning.plan import Plan, plan
 from parablock_ray.planning.scenario import Scenario
 from parablock_ray.runtime import RunSetup, make_runtime
+from parablock_ray.secure_terms import check_secure_aggregation
 from parablock_ray.training.data import FederatedData
 from parablock_ray.training.engine import make_engine
 from parablock_ray.training.model import model_shapes
@@ -42,6 +43,7 @@ def make_plan(config: Config, compute_s: str | None) -> Plan:
     """
     given = None if compute_s is None else step_figures(compute_s, config.method.num_blocks)
     check_files(config)  # before anything is loaded
+    check_secure_aggregation(config)
     prepared = prepare(config)
     steps = _fixed(config, given) or _measured(config, prepared.data, prepared.population)
     scenario = Scenario(config, prepared.population, model_shapes(config.model.name), steps.num_workers, steps.step_s)

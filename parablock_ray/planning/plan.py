@@ -15,6 +15,7 @@ from parablock_ray.planning.memory import Memory, memory
 from parablock_ray.planning.overlap import overlapped, sequential
 from parablock_ray.planning.scenario import Scenario
 from parablock_ray.runtime.base import worker_of
+from parablock_ray.sizes import upload_bytes
 
 PIPELINES = ("serial", "duplex")
 EXCHANGES = ("store_and_forward", "cut_through")
@@ -128,13 +129,14 @@ def _who(scenario: Scenario) -> Who:
 def _figures(scenario: Scenario, block: Block) -> BlockFigures:
     step_s, wire_bytes = scenario.step_s[block.index], scenario.wire.num_bytes(block.num_params)
     pricing, links = scenario.pricing, scenario.pricing.links
+    up_bytes = upload_bytes(scenario.config, block.num_params, scenario.config.clients.cohort_size)
     return BlockFigures(
         index=block.index,
         num_params=block.num_params,
         wire_bytes=wire_bytes,
         step_s=step_s,
         visit_s=statistics.median(pricing.visit_s(client, step_s) for client in links),
-        upload_s=statistics.median(link.up_s(wire_bytes) for link in links.values()),
+        upload_s=statistics.median(link.up_s(up_bytes) for link in links.values()),
         download_s=statistics.median(link.down_s(wire_bytes) for link in links.values()),
     )
 
@@ -158,6 +160,8 @@ def _case(scenario: Scenario, pipeline: str, exchange: str, control_s: float, is
     case = Case(method.name, method.staleness, pipeline, exchange, is_configured, None, None, None, None)
     if exchange == "cut_through" and not method.by_chunk:
         return replace(case, left_out="its server needs whole adapters before it can publish a chunk")
+    if exchange == "cut_through" and scenario.config.secure_aggregation.enabled:
+        return replace(case, left_out="nothing may be unmasked before it is fixed whose updates are in the sum")
     try:
         total_s = scenario.total_s(network.model_copy(update={"pipeline": pipeline, "exchange": exchange}))
     except UserError as error:

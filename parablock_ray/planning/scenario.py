@@ -18,7 +18,7 @@ from parablock_ray.config.network import NetworkConfig
 from parablock_ray.network.timeline import RoundLoad, VisitLoad
 from parablock_ray.pricing import Pricing
 from parablock_ray.runtime.base import worker_of
-from parablock_ray.sizes import VisitSizes, make_sizes, trained_layout
+from parablock_ray.sizes import VisitSizes, download_bytes, make_sizes, trained_layout, upload_bytes
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ class Scenario:
             client=visit.client,
             worker=worker_of(visit.client, self.num_workers),
             compute_s=self.pricing.visit_s(visit.client, self.step_s[plan.block]),
-            up_bytes=self.wire.num_bytes(sizes.up),
-            down_bytes=self.wire.num_bytes(sizes.down),
+            up_bytes=upload_bytes(self.config, sizes.up, len(plan.visits)),
+            down_bytes=download_bytes(self.config, sizes.down, len(plan.visits)),
             catch_up_bytes=self.wire.num_bytes(sizes.catch_up),
         )
 

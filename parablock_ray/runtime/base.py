@@ -1,7 +1,8 @@
 """The door between the driver and whatever carries out its plans."""
 
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,12 +19,14 @@ from parablock_ray.training.engine import EngineMaker
 @dataclass(frozen=True)
 class RunSetup:
     """What every process of a run is made from. `make_engine` is `training.engine.make_engine` or, to measure the
-    runtime alone, something that only takes as long as training would."""
+    runtime alone, something that only takes as long as training would. `attempt`: no two starts of processes have the
+    same, so that what is secret in one of them tells nothing of another."""
 
     config: Config
     population: Population
     data: FederatedData
     make_engine: EngineMaker
+    attempt: int = field(default_factory=lambda: secrets.randbits(62))
 
 
 @dataclass(frozen=True)
@@ -112,14 +115,14 @@ def worker_of(client: int, num_workers: int) -> int:
 
 def committed_event(commit: Commit, time_s: float, server_s: float) -> Committed:
     """What the driver is told of a commit. `server_s`: seconds for which the server computed for the round."""
-    visits = commit.plan.visits
+    visits, num_examples = commit.plan.visits, commit.sum_of_weights
     return Committed(
         round=commit.plan.round,
         block=commit.plan.block,
         time_s=time_s,
         participants=tuple(visit.client for visit in visits),
         weights=tuple(visit.weight for visit in visits),
-        num_examples=sum(visit.num_examples for visit in visits),
+        num_examples=sum(each.num_examples for each in visits) if num_examples is None else num_examples,
         update_norm=commit.update_norm,
         server_s=server_s,
         refused=commit.refused,

@@ -25,7 +25,10 @@ from parablock_ray.network.links import Link
 from parablock_ray.runtime.base import RunSetup, worker_of
 from parablock_ray.runtime.exchange import FULL, STORE_FULL, Exchange, Inbox, Outbox, from_payload
 from parablock_ray.runtime.memory import ProcessMemory, limit_device_memory, peak_rss_bytes, process_memory
+from parablock_ray.runtime.secure import Masking
+from parablock_ray.sizes import control_bytes_of
 from parablock_ray.tracking.events import Dropped, Phase, Span
+from parablock_ray.training.masking import secure_terms
 from parablock_ray.training.worker import Worker, named
 
 T = TypeVar("T")
@@ -65,6 +68,7 @@ class ClientActor:
         self._spans: defaultdict[tuple[int, int], list[Span]] = defaultdict(list)  # (round, client) → what it took
         self._reports: asyncio.Queue[list[Span]] = asyncio.Queue()
         self._applied: dict[int, int] = {}  # variant → the last round of its that the resident model has taken in
+        self._masking: Masking | None = None  # where the server sees sums only
 
     async def load(self) -> None:
         """Load the model; answers once the worker is ready to train at full speed. Before all else.
@@ -78,6 +82,9 @@ class ClientActor:
             lambda: Worker(setup.config, setup.population, setup.data, self._device, setup.make_engine)
         )
         await self._run(self._worker.warm_up)
+        if setup.config.secure_aggregation.enabled:
+            terms = secure_terms(setup.config, setup.population, setup.attempt)
+            self._masking = Masking(terms, self._server, self._links, lambda task: self._tasks.create_task(task))
 
     async def try_out(self) -> ProcessMemory:
         """`load`, of an actor that does nothing else: what memory a worker takes until it has taken a step."""
@@ -131,6 +138,8 @@ class ClientActor:
             behind = [visit.client for visit in visits if self._is_behind(plan, visit)]
             catch_up = self._tasks.create_task(self._catch_up_bytes(plan, behind))
             inputs = [self._tasks.create_task(self._until_readable(plan, visit, catch_up)) for visit in visits]
+            if self._masking is not None and visits:
+                self._masking.begin(plan, [visit.client for visit in visits])
             rounds.put_nowait(_Round(plan, visits, inputs))
 
     async def _train_rounds(self, rounds: "asyncio.Queue[_Round]") -> None:
@@ -227,15 +236,27 @@ class ClientActor:
 
     async def _exchange(self, plan: RoundPlan, visit: Visit, upload: Tensor) -> None:
         """The exchange task of one visit. It ends the visit, so it reports all of it, in one message."""
-        chunks = [upload[start:end] for start, end in self._wire.bounds(upload.numel())]
         with named(plan, visit):
+            chunks = await self._chunks(plan, visit, upload)
             try:
                 exchanged = await self._exchange_of(visit.client).run(plan, visit.variant, chunks)
             except FULL:  # of this node's store, or the server's
                 raise UserError(STORE_FULL) from None
         self._end_exchange(plan.round, visit.client)
         # Nobody's next round waits until it is told.
-        self._reports.put_nowait([*self._spans.pop((plan.round, visit.client)), *exchanged])
+        self._reports.put_nowait([*self._spans.pop((plan.round, visit.client)), *self._with_control(plan, exchanged)])
+
+    async def _chunks(self, plan: RoundPlan, visit: Visit, upload: Tensor) -> list[Tensor]:
+        """An upload as it leaves the client."""
+        if self._masking is not None:
+            return await self._masking.mask(plan.round, visit.client, upload)
+        return [upload[start:end] for start, end in self._wire.bounds(upload.numel())]
+
+    def _with_control(self, plan: RoundPlan, exchanged: Sequence[Span]) -> list[Span]:
+        """What travels beside the vectors counts with them."""
+        control = control_bytes_of(self._setup.config, len(plan.visits))
+        beside = {"upload": control.up, "download": control.down}
+        return [replace(span, num_bytes=span.num_bytes + beside[span.phase]) for span in exchanged]
 
     def _end_exchange(self, round: int, client: int) -> None:
         """Of a client that has nothing under way nothing is kept: there may be very many."""

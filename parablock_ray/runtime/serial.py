@@ -8,15 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from parablock_ray.algorithms.base import Commit, Publication, RoundPlan, Sent, Visit
 from parablock_ray.algorithms.wire import Wire
 from parablock_ray.checkpoint import Checkpoint
 from parablock_ray.runtime.base import FinalState, RunSetup, RuntimeInfo, committed_event
 from parablock_ray.runtime.memory import peak_rss_bytes
+from parablock_ray.sizes import control_bytes_of
 from parablock_ray.tracking.evaluations import Evaluated
 from parablock_ray.tracking.events import Dropped, Event, Phase, Span
 from parablock_ray.training.engine import device_of
+from parablock_ray.training.masking import MaskedUploads, secure_terms
 from parablock_ray.training.master import Master
 from parablock_ray.training.uploads import write_uploads
 from parablock_ray.training.worker import Worker
@@ -37,7 +40,9 @@ class SerialRuntime:
     def start(self) -> RuntimeInfo:
         config, population, data = self._setup.config, self._setup.population, self._setup.data
         torch.set_num_threads(config.workers.threads)
-        self._master = Master(config, population, data, Path(config.out))
+        self._master = Master(config, population, data, Path(config.out), self._setup.attempt)
+        if config.secure_aggregation.enabled:
+            self._masked = MaskedUploads(secure_terms(config, population, self._setup.attempt))
         self._worker = Worker(config, population, data, device_of(config.workers), self._setup.make_engine)
         self._worker.warm_up()
         if config.evaluation.every is not None:
@@ -62,10 +67,13 @@ class SerialRuntime:
             self._started_s = time.monotonic() - self._clock_s
         self._master.open(plan)
         self._server_s = 0.0
+        self._agree(plan)
         self._advance(plan)
         taking_part = [visit for visit in plan.visits if self._visit(plan, visit)]
+        self._unmask(plan)
+        control = control_bytes_of(self._setup.config, len(plan.visits))
         for visit in taking_part:
-            num_bytes, now_s = self._published_bytes[plan.round, visit.variant], self._now_s()
+            num_bytes, now_s = self._published_bytes[plan.round, visit.variant] + control.down, self._now_s()
             self._span("download", plan, visit, now_s, now_s, num_bytes, None)
         if self._setup.config.evaluation.is_due(plan.round):
             self._judge(plan.round)
@@ -111,6 +119,27 @@ class SerialRuntime:
         self._evaluated.append(self._evaluator.evaluate(round, self._master.weights()))
         self._started_s += time.monotonic() - before_s
 
+    def _agree(self, plan: RoundPlan) -> None:
+        """With secure aggregation: keys and shares, so that the round's clients can mask."""
+        if self._master.secure is None:
+            return
+        keys = self._masked.keys(plan, [visit.client for visit in plan.visits])
+        key_lists = self._master.secure.take_keys(plan.round, keys)
+        shares = self._masked.share(plan.round, key_lists)
+        self._masked.take_shares(plan.round, self._master.secure.take_shares(plan.round, shares))
+
+    def _unmask(self, plan: RoundPlan) -> None:
+        """With secure aggregation: everybody has sent, or will not."""
+        if self._master.secure is not None:
+            reveals = self._masked.reveal(plan.round, self._master.secure.survivors(plan.round))
+            self._make_public(self._master.take_reveals(plan.round, reveals))
+
+    def _chunks(self, plan: RoundPlan, visit: Visit, upload: Tensor) -> list[Tensor]:
+        """An upload as it leaves the client."""
+        if self._master.secure is not None:
+            return self._masked.mask(plan.round, visit.client, upload)
+        return [upload[start:end] for start, end in self._wire.bounds(upload.numel())]
+
     def _advance(self, plan: RoundPlan) -> None:
         """The worker's queue of length `staleness`: it takes exactly the aggregates up to `reads`."""
         for variant in sorted({visit.variant for visit in plan.visits}):
@@ -132,11 +161,13 @@ class SerialRuntime:
             self._span("catch_up", plan, visit, start_s, start_s, self._wire.num_bytes(num_missed), None)
         self._span("compute", plan, visit, start_s, self._now_s(), 0, trained.loss)
         start_s = self._now_s()
-        upload = trained.upload
-        for chunk, (start, end) in enumerate(self._wire.bounds(upload.numel())):
-            sent = Sent(plan.round, plan.block, visit.client, chunk)
-            self._make_public(self._master.receive(sent, upload[start:end]))
-        self._span("upload", plan, visit, start_s, self._now_s(), upload.nbytes, None)
+        chunks = self._chunks(plan, visit, trained.upload)
+        for index, chunk in enumerate(chunks):
+            sent = Sent(plan.round, plan.block, visit.client, index)
+            self._make_public(self._master.receive(sent, chunk))
+        num_bytes = sum(chunk.nbytes for chunk in chunks)
+        control = control_bytes_of(self._setup.config, len(plan.visits))
+        self._span("upload", plan, visit, start_s, self._now_s(), num_bytes + control.up, None)
         return True
 
     def _make_public(self, made_public: Iterator[Publication | Commit | Dropped]) -> None:

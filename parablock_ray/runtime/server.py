@@ -23,6 +23,7 @@ from parablock_ray.runtime.base import RunSetup, RuntimeInfo, committed_event, w
 from parablock_ray.runtime.exchange import Chunk, Stream, as_payload, from_payload, is_payload
 from parablock_ray.runtime.in_flight import InFlight
 from parablock_ray.runtime.memory import peak_rss_bytes
+from parablock_ray.runtime.secure import Messages
 from parablock_ray.tracking.events import Committed, Dropped, Event, Span
 from parablock_ray.training.master import Master
 from parablock_ray.training.uploads import write_uploads
@@ -37,7 +38,7 @@ class ServerActor:
         config = setup.config
         self._run_folder = Path(run_folder)
         self._num_workers = num_workers
-        self._wire = Wire.of(config.network)
+        self._wire, self._upload_wire = Wire.of(config.network), Wire.of_uploads(config)
         self._thread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(config.workers.threads,))
         self._setup = setup
         self._in_flight = InFlight(config.clients.max_in_flight)
@@ -49,6 +50,10 @@ class ServerActor:
         self._taken_in = [-1] * num_workers
         self._num_downloads_due: dict[int, int] = {}
         self._pending: list[tuple[RoundPlan, Visit, Tensor]] = []  # of a resumed run
+        # Of secure aggregation by round and step: what all clients are told once all have said their part.
+        self._told: defaultdict[tuple[int, str], asyncio.Future[Messages]] = defaultdict(
+            lambda: asyncio.get_running_loop().create_future()
+        )
         self._events: list[Event] = []
         self._news = asyncio.Event()
 
@@ -60,7 +65,9 @@ class ServerActor:
                 f"out: the server does not see {self._run_folder}, where it must write the model; choose a folder that "
                 "driver and server share"
             )
-        self._master = await self._run(lambda: Master(setup.config, setup.population, setup.data, self._run_folder))
+        self._master = await self._run(
+            lambda: Master(setup.config, setup.population, setup.data, self._run_folder, setup.attempt)
+        )
         return RuntimeInfo(self._num_workers)
 
     async def restore(self, saved: Checkpoint, plans: Sequence[RoundPlan]) -> None:
@@ -98,10 +105,12 @@ class ServerActor:
 
     async def receive(self, sent: Sent, payload: np.ndarray) -> None:
         """One chunk of one client's upload."""
-        values = from_payload(payload, self._wire.dtype) if is_payload(payload, self._wire.dtype) else None
+        dtype = self._upload_wire.dtype
+        values = from_payload(payload, dtype) if is_payload(payload, dtype) else None
         made_public = self._master.receive(sent, values)
         await self._run(partial(self._make_public, sent.round, made_public, asyncio.get_running_loop()))
         self._in_flight.arrived(sent.round, sent.client)
+        await self._name_survivors(sent.round)
 
     async def drop(self, dropped: Dropped) -> None:
         """The round goes on without this client, which has sent nothing of it. Raises RunFailed where too few are
@@ -111,6 +120,27 @@ class ServerActor:
         await self._run(partial(self._make_public, dropped.round, made_public, asyncio.get_running_loop()))
         self._in_flight.drop(dropped.round, dropped.client)
         self._count_download(dropped.round)
+        await self._name_survivors(dropped.round)
+
+    async def keys(self, round: int, messages: Messages) -> Messages:
+        """Of secure aggregation: keys of some of a round's clients; what these are told, once all clients' are here."""
+        assert self._master.secure is not None
+        return await self._answered(round, "keys", self._master.secure.take_keys, messages)
+
+    async def shares(self, round: int, messages: Messages) -> Messages:
+        """Sealed shares, likewise."""
+        assert self._master.secure is not None
+        return await self._answered(round, "shares", self._master.secure.take_shares, messages)
+
+    async def survivors(self, round: int, clients: Sequence[int]) -> Messages:
+        """What those of these clients are told whose vectors are in the round's sum, once that is fixed."""
+        told = await self._told[round, "survivors"]
+        return {client: told[client] for client in clients if client in told}
+
+    async def reveal(self, round: int, messages: Messages) -> None:
+        """What those clients give to unmask the sum."""
+        made_public = self._master.take_reveals(round, messages)
+        await self._run(partial(self._make_public, round, made_public, asyncio.get_running_loop()))
 
     async def checkpoint_at(self, round: int) -> None:
         """See Runtime.checkpoint_at."""
@@ -174,6 +204,22 @@ class ServerActor:
     async def peak_rss_bytes(self) -> int:
         return peak_rss_bytes()
 
+    async def _answered(
+        self, round: int, step: str, take: Callable[[int, Messages], Messages], messages: Messages
+    ) -> Messages:
+        told = self._told[round, step]
+        if answers := await self._run(lambda: take(round, messages)):
+            told.set_result(answers)
+        answers = await told
+        return {client: answers[client] for client in messages}
+
+    async def _name_survivors(self, round: int) -> None:
+        """Once nobody's vector is missing any more."""
+        if self._master.secure is None:
+            return
+        if told := await self._run(partial(self._master.secure.survivors, round)):
+            self._told[round, "survivors"].set_result(told)
+
     def _refused(self, dropped: Dropped) -> None:
         self._tell(dropped)  # before the commit
         self._in_flight.drop(dropped.round, dropped.client)
@@ -220,6 +266,8 @@ class ServerActor:
             for key in [key for key in self._published if key[0] == round]:
                 del self._published[key]
                 self._ranks.pop(key, None)  # there are none of what nobody was left to read
+            for step in [step for step in self._told if step[0] == round]:
+                del self._told[step]
 
     async def _run(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)

@@ -6,13 +6,14 @@
 Every step is taken once. A message that is refused changes nothing.
 """
 
+from collections.abc import Sequence
 from enum import IntEnum
 
 import numpy as np
 from numpy.typing import NDArray
 
 from parablock_ray.errors import UserError
-from parablock_ray.secure.keys import OF_PAIR_KEY, OF_SELF_MASK, check_of, pair_key, sealing_key
+from parablock_ray.secure.keys import OF_PAIR_KEY, OF_SELF_MASK, PublicKeys, check_of, pair_key, sealing_key
 from parablock_ray.secure.masks import Mask, Words, apply_masks, pair_mask, self_mask
 from parablock_ray.secure.messages import SERVER, Envelope, Kind, Refused, pack, unpack
 from parablock_ray.secure.primitives import KEY_BYTES, agree, new_key_pair, require_packages, seal, unseal
@@ -59,6 +60,11 @@ class SecureClient:
         self._masks: list[Mask] = []
         self._num_masked = 0
 
+    @property
+    def bounds(self) -> Sequence[tuple[int, int]]:
+        """The chunks in which it masks."""
+        return self._round.bounds
+
     def keys(self) -> bytes:
         """The public keys, for the server."""
         self._expect(_Step.KEYS)
@@ -73,15 +79,15 @@ class SecureClient:
         self._check_members(envelope, listed)
         if listed[self._client] != self._keys_item():
             raise envelope.refused("it has other keys than those that this client has sent")
-        publics = [key for item in listed.values() for key in (item[:KEY_BYTES], item[KEY_BYTES : 2 * KEY_BYTES])]
+        keys = {client: PublicKeys.unpacked(item) for client, item in listed.items()}
+        publics = [public for its in keys.values() for public in (its.sealing, its.pair)]
         if len(set(publics)) < len(publics):
             raise envelope.refused("a key is there twice")
         peers = {}
-        for peer, item in listed.items():
+        for peer, its in keys.items():
             if peer != self._client:
                 try:
-                    sealing = agree(self._sealing, item[:KEY_BYTES])
-                    peers[peer] = sealing, agree(self._pair, item[KEY_BYTES : 2 * KEY_BYTES])
+                    peers[peer] = agree(self._sealing, its.sealing), agree(self._pair, its.pair)
                 except ValueError:
                     raise envelope.refused(f"no secret can be agreed on with a key of client {peer}") from None
         self._listed, self._peers = listed, peers
@@ -177,7 +183,7 @@ class SecureClient:
 
     def _keys_item(self) -> bytes:
         check = check_of(self._self_seed, self._round, self._client)
-        return self._sealing.public + self._pair.public + check
+        return PublicKeys(self._sealing.public, self._pair.public, check).packed()
 
     def _seal(self, peer: int, agreed: bytes, shares: bytes) -> bytes:
         return seal(sealing_key(agreed, self._round, self._client, peer), shares, self._context(self._client, peer))

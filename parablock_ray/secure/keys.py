@@ -1,10 +1,30 @@
 """The keys of one round, each derived for one purpose: what client and server must both be able to make."""
 
-from parablock_ray.secure.primitives import KeyPair, derive, key_pair
+from dataclasses import dataclass
+
+from parablock_ray.secure.primitives import KEY_BYTES, KeyPair, derive, key_pair
 from parablock_ray.secure.rounds import SecureRound
 
 OF_SELF_MASK = b"\0"  # which of a client's two seeds a revealed share belongs to
 OF_PAIR_KEY = b"\1"
+
+
+@dataclass(frozen=True)
+class PublicKeys:
+    """What a client tells all before a round: a key for sealing, one for pair masks, the check of its self mask."""
+
+    sealing: bytes
+    pair: bytes
+    check: bytes
+
+    @staticmethod
+    def unpacked(item: bytes) -> "PublicKeys":
+        """Of `packed`, whose length was checked."""
+        return PublicKeys(item[:KEY_BYTES], item[KEY_BYTES : 2 * KEY_BYTES], item[2 * KEY_BYTES :])
+
+    def packed(self) -> bytes:
+        """As it travels."""
+        return self.sealing + self.pair + self.check
 
 
 def pair_key(seed: bytes, round: SecureRound, client: int) -> KeyPair:

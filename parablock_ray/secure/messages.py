@@ -45,6 +45,26 @@ ITEM_BYTES = {  # beside the number of the client that an item is about
 
 
 @dataclass(frozen=True)
+class ControlBytes:
+    """Beside its vector, what one client sends and gets in a round."""
+
+    up: int
+    down: int
+
+
+def control_bytes(num_clients: int) -> ControlBytes:
+    """In a round of so many clients, of whom none drops out."""
+    others = num_clients - 1
+    up = {Kind.KEYS: 1, Kind.SHARES: others, Kind.REVEAL: num_clients}
+    down = {Kind.KEY_LIST: num_clients, Kind.SHARE_LIST: others, Kind.SURVIVORS: num_clients}
+    return ControlBytes(_message_bytes(up), _message_bytes(down))
+
+
+def _message_bytes(num_items: Mapping[Kind, int]) -> int:
+    return sum(_HEADER.size + num * (_CLIENT.size + ITEM_BYTES[kind]) for kind, num in num_items.items())
+
+
+@dataclass(frozen=True)
 class Envelope:
     """What the header of a message must say."""
 

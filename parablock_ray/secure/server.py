@@ -15,10 +15,10 @@ import numpy as np
 
 from parablock_ray.errors import RunFailed
 from parablock_ray.secure.fixed_point import Integers
-from parablock_ray.secure.keys import OF_PAIR_KEY, OF_SELF_MASK, check_of, pair_key
+from parablock_ray.secure.keys import OF_PAIR_KEY, OF_SELF_MASK, PublicKeys, check_of, pair_key
 from parablock_ray.secure.masks import Mask, Words, apply_masks, pair_mask, self_mask
 from parablock_ray.secure.messages import SERVER, Envelope, Kind, Refused, pack, party, unpack
-from parablock_ray.secure.primitives import KEY_BYTES, agree, new_key_pair, require_packages
+from parablock_ray.secure.primitives import agree, new_key_pair, require_packages
 from parablock_ray.secure.rounds import SecureRound
 from parablock_ray.secure.shares import is_share, recover, weights_at_zero
 
@@ -52,7 +52,7 @@ class SecureServer:
         self._round = round
         self._phase = _Phase.KEYS
         self._throwaway = new_key_pair()  # to try others' keys with
-        self._keys: dict[int, bytes] = {}
+        self._keys: dict[int, PublicKeys] = {}
         self._sealed: dict[int, dict[int, bytes]] = {}  # sender → receiver → shares
         self._incomplete: dict[int, dict[int, Words]] = {}  # client → chunk → words
         self._complete: set[int] = set()
@@ -78,18 +78,19 @@ class SecureServer:
         items = unpack(envelope, message, 1)
         if items.keys() != {client}:
             raise envelope.refused("it must be about its sender, and has " + _named(items))
-        item = items[client]
-        for public in (item[:KEY_BYTES], item[KEY_BYTES : 2 * KEY_BYTES]):
+        keys = PublicKeys.unpacked(items[client])
+        for public in (keys.sealing, keys.pair):
             try:
                 agree(self._throwaway, public)
             except ValueError:
                 raise envelope.refused("no secret can be agreed on with its keys") from None
-        self._keys[client] = item
+        self._keys[client] = keys
 
     def key_lists(self) -> dict[int, bytes]:
         """No more keys. What each client is told. Raises RunFailed if the clients are too few."""
         self._close(_Phase.KEYS, self._keys, "sent keys")
-        return {client: pack(self._to(client, Kind.KEY_LIST), self._keys) for client in self._keys}
+        items = {client: keys.packed() for client, keys in self._keys.items()}
+        return {client: pack(self._to(client, Kind.KEY_LIST), items) for client in items}
 
     def take_shares(self, client: int, message: bytes) -> None:
         """A client's sealed shares. Raises Refused."""
@@ -178,17 +179,16 @@ class SecureServer:
         masks = []
         for client in self._sealed:
             seed = recover([self._revealed[responder][client][1:] for responder in responders], weights)
-            item = self._keys[client]
+            keys = self._keys[client]
             if client in self._complete:
-                self._check(client, check_of(seed, self._round, client) == item[2 * KEY_BYTES :])
+                self._check(client, check_of(seed, self._round, client) == keys.check)
                 masks.append(self_mask(seed, session, client, is_added=False))
             else:
                 pair = pair_key(seed, self._round, client)
-                self._check(client, pair.public == item[KEY_BYTES : 2 * KEY_BYTES])
+                self._check(client, pair.public == keys.pair)
                 # Of a dropped client's own masks the sum has the opposites, which cancel with what it would have sent.
                 for peer in self._survivors:
-                    agreed = agree(pair, self._keys[peer][KEY_BYTES : 2 * KEY_BYTES])
-                    masks.append(pair_mask(agreed, session, client, peer))
+                    masks.append(pair_mask(agree(pair, self._keys[peer].pair), session, client, peer))
         return masks
 
     def _check(self, client: int, is_right: bool) -> None:

@@ -10,6 +10,7 @@ from parablock_ray.config.load import load_checked
 from parablock_ray.config.sweep import Overrides, SweepFile
 from parablock_ray.errors import UserError
 from parablock_ray.named_files import check_files
+from parablock_ray.secure_terms import check_secure_aggregation
 
 _MAX_LABELS = 3  # that a mistake of many runs names
 
@@ -52,6 +53,7 @@ def load_sweep(file: Path, out: Path | None) -> Sweep:
         try:
             config = load_config(file.parent / told.config, overrides)
             check_files(config)
+            check_secure_aggregation(config)
         except UserError as error:
             for line in str(error).splitlines():
                 mistakes[line].append(label)

@@ -20,6 +20,7 @@ from parablock_ray.training.adapters import ADAPTER_FOLDER, save_adapters
 from parablock_ray.training.checkpoints import CheckpointWriter, restored
 from parablock_ray.training.data import FederatedData
 from parablock_ray.training.evaluate import held_out_loss
+from parablock_ray.training.masking import SecureSums, secure_terms
 from parablock_ray.training.model import load_model, load_tokenizer, save_model, weights_sha256
 
 _logger = logging.getLogger(__name__)
@@ -28,9 +29,12 @@ _AS_LOGGED = Refused("as in the log", is_news=False, is_sound=False)
 
 
 class Master:
-    """The server without its process. `server` is the method's half; it writes the parameters of this model."""
+    """The server without its process. `server` is the method's half; it writes the parameters of this model. `secure`:
+    the rounds under way where single updates are masked, else None."""
 
-    def __init__(self, config: Config, population: Population, data: FederatedData, run_folder: Path) -> None:
+    def __init__(
+        self, config: Config, population: Population, data: FederatedData, run_folder: Path, attempt: int
+    ) -> None:
         self._config = config
         self._data = data
         self._model = load_model(config.model.name, "float32", config.seed)
@@ -44,13 +48,19 @@ class Master:
         self.server = make_server(
             config.method, population, self._parameters, self._wire, cut_through, config.server.rule
         )
-        self._gate = Gate(config.server, config.method.staleness, self._wire, cut_through, torch.float32)
+        self.secure = (
+            SecureSums(secure_terms(config, population, attempt)) if config.secure_aggregation.enabled else None
+        )
+        uploads = Wire.of_uploads(config)
+        self._gate = Gate(config.server, config.method.staleness, uploads, cut_through, torch.float32)
         self.checkpoints = CheckpointWriter(run_folder, config)
         self._num_left: dict[int, int] = {}  # open round → clients in it
 
     def open(self, plan: RoundPlan) -> None:
         """`server.open`, counting heads."""
         self._num_left[plan.round] = len(plan.visits) - len(plan.refused)
+        if self.secure is not None:
+            self.secure.open(plan)
         self.server.open(plan)
         clients = [visit.client for visit in plan.visits]
         self._gate.open(plan, {client: self.server.upload_params(plan.round, client) for client in clients})
@@ -63,6 +73,10 @@ class Master:
         """`server.receive` for what the gate lets pass, with what checkpoints take of it. To be iterated to its end;
         `values` (None: the payload was no vector) are kept. `Dropped` of a client that is refused, before what that
         makes public; raises RunFailed where too few are left."""
+        if self.secure is not None:  # of words under masks there is nothing more to check
+            assert values is not None, "a worker sends what it has masked"
+            self.secure.add(sent, values)
+            return
         judged = self._gate.admit(sent, values)
         if isinstance(judged, Ignored):
             if judged.why is not None:
@@ -79,9 +93,19 @@ class Master:
         for chunk, passed in judged.chunks.items():
             yield from self._noted(self.server.receive(sent.round, sent.client, chunk, passed))
 
+    def take_reveals(self, round: int, messages: Mapping[int, bytes]) -> Iterator[Publication | Commit]:
+        """With `secure`, what unmasks a round's sum; `server.receive_mean`, once that is all. To be iterated to its
+        end."""
+        assert self.secure is not None
+        mean = self.secure.take_reveals(round, messages)
+        if mean is not None:
+            yield from self._noted(self.server.receive_mean(round, mean.values, mean.weight))
+
     def drop(self, dropped: Dropped) -> Iterator[Publication | Commit]:
         """`server.drop`, likewise. Raises RunFailed where too few are left."""
         self._count_out(dropped)
+        if self.secure is not None:
+            self.secure.lose(dropped.round, dropped.client)
         self._gate.drop(dropped.round, dropped.client)
         yield from self._noted(self.server.drop(dropped.round, dropped.client))
 

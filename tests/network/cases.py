@@ -30,7 +30,13 @@ class Case:
 
 
 def exchange(pipeline: str, exchange: str, chunk_bytes: int) -> ExchangeSettings:
-    return ExchangeSettings(pipeline, exchange, chunk_bytes, shared_workers=False)  # type: ignore[arg-type]
+    return ExchangeSettings(
+        pipeline,  # type: ignore[arg-type]
+        exchange,  # type: ignore[arg-type]
+        chunk_bytes,
+        shared_workers=False,
+        unmasks=False,
+    )
 
 
 def full_cohorts(

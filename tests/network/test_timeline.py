@@ -314,6 +314,15 @@ def test_a_limited_server_serves_by_arrival_then_by_client() -> None:
     }
 
 
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_unmasking_takes_the_slowest_client_there_and_back(pipeline: str) -> None:
+    how = replace(exchange(pipeline, "store_and_forward", MB), unmasks=True)
+    near, far = (Link(up_mbps=8, down_mbps=8, latency_s=latency_s, half_duplex=False) for latency_s in (0.25, 0.5))
+    case = full_cohorts(4, 0, {0: (2.0, near), 1: (2.0, far)}, how)
+    train, up, there, asked_and_back, told, down = 2, 1, 0.5, 2 * 0.5, 0.5, 1
+    assert case.run().seconds == 4 * (train + up + there + asked_and_back + told + down)
+
+
 def test_clients_of_a_shared_worker_train_in_turn() -> None:
     visits = (visit(1, 1.0, 1, 0), visit(0, 2.0, 1, 0))
     how = replace(PLAIN, shared_workers=True)

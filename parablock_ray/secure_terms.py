@@ -1,0 +1,57 @@
+"""What a config says of secure aggregation, in the protocol's own terms. No torch: `validate` asks it."""
+
+from parablock_ray.config import Config
+from parablock_ray.errors import UserError
+from parablock_ray.secure.fixed_point import FixedPoint, finest_fraction_bits
+from parablock_ray.secure.primitives import require_packages
+from parablock_ray.secure.rounds import threshold_for
+
+
+def check_secure_aggregation(config: Config) -> None:
+    """What can be checked without data: the packages, and room for the weights that the config allows. Raises
+    UserError."""
+    if config.secure_aggregation.enabled:
+        require_packages()
+        fixed_point(config, largest=1)  # with larger ones there is less room
+
+
+def threshold(config: Config) -> int:
+    """So many of a round's clients must be left: of those that it is for, so a client that was left out before the
+    round counts as one that dropped out of it."""
+    return threshold_for(config.clients.cohort_size, config.secure_aggregation.tolerated_dropouts)
+
+
+def fixed_point(config: Config, largest: int) -> FixedPoint:
+    """How numbers travel, where `largest` is the largest n_i of all clients. Raises UserError.
+
+    A function of the config and `largest`, not of who takes part: so whoever drops out, the others send the same.
+    """
+    secure, num_clients = config.secure_aggregation, config.clients.cohort_size
+    if secure.max_weight is not None and largest > secure.max_weight:
+        raise UserError(
+            f"secure_aggregation.max_weight: must be at least {largest}, the examples of one of the clients; or leave "
+            f"it out (got {secure.max_weight})"
+        )
+    weight = secure.max_weight or largest
+    where = f"{secure.bits} bits, clip {secure.clip:g}, {num_clients} clients a round and weights up to {weight}"
+    try:
+        most = finest_fraction_bits(secure.bits, secure.clip, weight, num_clients)
+    except UserError:
+        raise UserError(
+            f"secure_aggregation.bits: no sum has room with {where}; "
+            f"{'take 64 bits, ' if secure.bits == 32 else ''}fewer clients, or smaller secure_aggregation.max_weight"
+        ) from None
+    if secure.fraction_bits is not None and secure.fraction_bits > most:
+        raise UserError(
+            f"secure_aggregation.fraction_bits: must be at most {most} with {where}, so that no sum overflows (got "
+            f"{secure.fraction_bits})"
+        )
+    try:
+        return FixedPoint(
+            secure.bits, most if secure.fraction_bits is None else secure.fraction_bits, secure.clip, weight
+        )
+    except UserError:
+        raise UserError(
+            f"secure_aggregation.fraction_bits: too few for clip {secure.clip:g}, every number would be 0; take more, "
+            f"up to {most}, or leave it out (got {secure.fraction_bits})"
+        ) from None
