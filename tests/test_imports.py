@@ -42,6 +42,7 @@ RANKS = {
     "lock": 1,
     "config": 1,
     "stopping": 0,
+    "json_files": 0,
     "errors": 0,
 }
 OPEN_TO_ALL = {"", "__version__"}  # the package itself, which imports nothing
@@ -53,7 +54,8 @@ ONLY_IN = (
     | {library: {"secure"} for library in ("cryptography", "shamirs")}
 )
 NO_TORCH = {
-    *("cli", "jobs", "sweeping", "reporting", "network", "secure", "tracking", "named_files", "config", "errors")
+    *("cli", "jobs", "sweeping", "reporting", "network", "secure", "tracking"),
+    *("named_files", "config", "json_files", "errors"),
 }
 
 FILES = sorted(PACKAGE.rglob("*.py"))
