@@ -18,9 +18,10 @@ PATH=$PATH:$here/.venv/bin
 command -v ray >/dev/null || { echo "no ray here: activate the virtual environment that has parablock-ray" >&2; exit 2; }
 # Jobs start `python`: it must be the one that belongs to this ray.
 PATH=$(dirname "$(command -v ray)"):$PATH
-mkdir -p "$dir"
+(umask 077 && mkdir -p "$dir")
 export PATH RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$dir/token RAY_USAGE_STATS_ENABLED=0
 unset RAY_ADDRESS RAY_AUTH_TOKEN
+rm -f "$RAY_AUTH_TOKEN_PATH" # one that was there would keep who may read it
 (umask 077 && od -An -N32 -tx1 /dev/urandom | tr -d ' \n' >"$RAY_AUTH_TOKEN_PATH")
 
 groups=()

@@ -17,6 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from parablock_ray.json_files import json_file
+
 FORMAT = 1  # of the manifest; another one is refused
 
 _MANIFEST = "manifest.json"
@@ -29,15 +31,21 @@ class Damaged(ValueError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose hashes were right. `about`: what was told with it, plain JSON."""
+    """A checkpoint whose hashes were right. `about`: what was told with it, plain JSON; `files`: those that it has."""
 
     folder: Path
     round: int
     about: Mapping[str, Any]
+    files: frozenset[str]
 
     def tensors(self, file: str) -> dict[str, Tensor]:
-        """What `write_tensors` was given for this file."""
-        return load_file(self.folder / file)
+        """What `write_tensors` was given for this file. Raises Damaged where it was given none."""
+        if file not in self.files:
+            raise Damaged(f"{self.folder / _MANIFEST} names no {file}")
+        try:
+            return load_file(self.folder / file)
+        except (SafetensorError, OSError) as error:
+            raise Damaged(f"{self.folder / file} holds no tensors: {error}") from None
 
 
 def begin(root: Path, round: int) -> Path:
@@ -100,24 +108,42 @@ def clear_unfinished(root: Path) -> None:
 def read(folder: Path) -> Checkpoint:
     """Raises Damaged where a file is missing, or is not as it was written."""
     try:
-        manifest = json.loads((folder / _MANIFEST).read_text("utf-8"))
+        manifest = json_file(folder / _MANIFEST)
         content, digest = manifest["content"], manifest["sha256"]
+        as_written = _content_sha256(content) == digest
     except FileNotFoundError:
         raise Damaged(f"{folder / _MANIFEST} is missing") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise Damaged(f"{folder / _MANIFEST} cannot be read: {error}") from None
-    if _content_sha256(content) != digest:
+    if not as_written:
         raise Damaged(f"{folder / _MANIFEST} is not as it was written (its sha256 is another one)")
-    if content["format"] != FORMAT:
-        raise Damaged(f"{folder / _MANIFEST} has format {content['format']}; this version reads format {FORMAT}")
+    _check_form(content, folder)
     for file, expected in content["files"].items():
+        if (folder / file).exists() and not (folder / file).is_file():  # a device would never come to its end
+            raise Damaged(f"{folder / file} is no ordinary file")
         try:
             found = _sha256(folder / file)
         except OSError as error:
             raise Damaged(f"{folder / file} cannot be read: {error.strerror}") from None
         if found != expected:
             raise Damaged(f"{folder / file} is not as it was written (its sha256 is another one)")
-    return Checkpoint(folder, content["round"], content["about"])
+    return Checkpoint(folder, content["round"], content["about"], frozenset(content["files"]))
+
+
+def _check_form(content: Any, folder: Path) -> None:
+    """Raises Damaged for what `complete` does not write, whatever its hash. No file outside of the folder is read."""
+    manifest = folder / _MANIFEST
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = content.get("format") if isinstance(content, dict) else None
+        raise Damaged(f"{manifest} has format {found}; this version reads format {FORMAT}")
+    round, files = content.get("round"), content.get("files")
+    if type(round) is not int or _name(round) != folder.name:
+        raise Damaged(f"{manifest} is of round {round}, which is not that of its folder")
+    if not isinstance(files, dict) or not isinstance(content.get("about"), dict):
+        raise Damaged(f"{manifest} lacks its `files` or its `about`")
+    for file in files:
+        if Path(file).name != file or file in ("", "..") or "\0" in file:
+            raise Damaged(f"{manifest} names {file!r}, which is no file in its folder")
 
 
 def newest(root: Path) -> tuple[Checkpoint | None, list[str]]:

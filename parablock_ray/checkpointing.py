@@ -9,11 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from parablock_ray.checkpoint import Checkpoint, clear_unfinished, discard_after, newest, sync
 from parablock_ray.config import Config, differing_keys, fingerprint
 from parablock_ray.config.differences import CHANGE_NO_VALUE, WHO_DOES_IT
+from parablock_ray.config.explain import explain
 from parablock_ray.errors import RunFailed, UserError
+from parablock_ray.json_files import from_json, lines
 from parablock_ray.tracking.evaluations import FILE as EVALUATIONS
+from parablock_ray.tracking.evaluations import checked_row
 from parablock_ray.tracking.events import Committed, Event, Span, from_row
 from parablock_ray.training.checkpoints import FOLDER
 
@@ -103,6 +108,7 @@ def last_resumed(folder: Path, config: Config) -> tuple[Resumed | None, list[str
     saved, wrong = newest(folder / FOLDER)
     if saved is None:
         return None, wrong
+    _check_about(saved)
     for damage in wrong:
         _logger.warning("damaged checkpoint: %s; going on from round %d", damage, saved.round)
     _check_same(saved, config)
@@ -138,7 +144,7 @@ def _check_same(saved: Checkpoint, config: Config) -> None:
     """Raises UserError where the run would go on as another one."""
     if saved.about["fingerprint"] == fingerprint(config):
         return
-    before = Config.model_validate_json(json.dumps(saved.about["config"]), strict=True)
+    before = _config_of(saved)
     differing = differing_keys([before, config], ignoring=CHANGE_NO_VALUE)
     if config.method.rounds > before.method.rounds and config.method.lr_schedule == "constant":
         differing.pop("method.rounds", None)
@@ -151,11 +157,37 @@ def _check_same(saved: Checkpoint, config: Config) -> None:
         )
 
 
+def _check_about(saved: Checkpoint) -> None:
+    """Raises UserError for a checkpoint that is whole, but not as `Completer` writes it."""
+    told = saved.about
+    kinds: dict[str, type | tuple[type, ...]] = {
+        "fingerprint": str,
+        "config": dict,
+        "loss_before": (float, int),
+        "num_events": int,
+    }
+    for key, kind in kinds.items():
+        if not isinstance(told.get(key), kind):
+            raise UserError(
+                f"{saved.folder}: its manifest has no {key} of a run; delete it, and resume from another one"
+            )
+
+
+def _config_of(saved: Checkpoint) -> Config:
+    try:
+        return Config.model_validate_json(json.dumps(saved.about["config"]), strict=True)
+    except ValidationError as error:
+        raise UserError(
+            f"{saved.folder}: its config is not one of this version of parablock_ray ({explain(error, Config)}); go on "
+            "with the version that wrote it, or delete the folder and run again"
+        ) from None
+
+
 def _events(path: Path, saved: Checkpoint) -> tuple[list[str], list[Event]]:
     """All events up to the checkpoint's round were on the disk before it was complete; after them a line may be cut."""
     try:
-        told = [(line, from_row(json.loads(line))) for line in _whole_lines(path)]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        told = [(line, from_row(from_json(line))) for line in _whole_lines(path)]
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read: {error}; delete the folder and run again") from None
     told = [(line, event) for line, event in told if event.round <= saved.round]
     if len(told) != saved.about["num_events"]:
@@ -169,9 +201,10 @@ def _events(path: Path, saved: Checkpoint) -> tuple[list[str], list[Event]]:
 def _evaluations(path: Path, due: Sequence[int]) -> list[Mapping[str, Any]]:
     """A row for each of these rounds, without results where it is lost: it comes later than the round that it is of."""
     try:
-        found = {row["round"]: row for row in map(json.loads, _whole_lines(path))} if path.exists() else {}
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        rows = [checked_row(from_json(line)) for line in _whole_lines(path)] if path.exists() else []
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read: {error}; delete the folder and run again") from None
+    found = {row["round"]: row for row in rows}
     for round in due:
         if round not in found:
             _logger.warning("round %d is not judged: the run had ended before it was, and has gone past it", round)
@@ -180,4 +213,4 @@ def _evaluations(path: Path, due: Sequence[int]) -> list[Mapping[str, Any]]:
 
 def _whole_lines(path: Path) -> list[str]:
     """The last line of a process that was killed may be cut."""
-    return [line for line in path.read_text("utf-8").splitlines(keepends=True) if line.endswith("\n")]
+    return [line.decode("utf-8") for _, line in lines(path) if line.endswith(b"\n")]

@@ -101,7 +101,7 @@ def data(
 
         prepared = prepare(checked)
         report = prepared.data.report
-        console = Console()
+        console = Console(markup=False)
         console.width = max(console.width, MIN_WIDTH)
         split_said = split_line(checked.data.split.name, report.labels)
         for line in (report.line(), split_said, padding_line(prepared.data, prepared.population, checked)):
@@ -136,7 +136,7 @@ def plan(
         if as_json:
             typer.echo(json.dumps(made.as_json()))
             return
-        console = Console()
+        console = Console(markup=False)
         console.width = max(console.width, MIN_WIDTH)
         for part in parts(made):
             console.print(part, highlight=False, soft_wrap=isinstance(part, str))
@@ -151,7 +151,7 @@ def compare(folders: Annotated[list[Path], typer.Argument(metavar="RUN_DIR", hel
 
     with _exit_codes():
         runs = [read_run(folder) for folder in folders]
-        console = Console()
+        console = Console(markup=False)
         console.width = max(console.width, MIN_WIDTH)  # without a terminal it is 80, which would cut columns
         console.print(setting(runs[0]), highlight=False, soft_wrap=True)
         console.print(comparison_table(runs))
@@ -179,7 +179,7 @@ def sweep(
     from parablock_ray.sweeping.state import states
 
     with _exit_codes():
-        console = Console(highlight=False, soft_wrap=True)
+        console = Console(highlight=False, soft_wrap=True, markup=False)
         if dry_run:
             planned = load_sweep(file, out)
             console.print(state_table(planned, states(planned)))
@@ -261,7 +261,7 @@ def reprice(
         from parablock_ray.tracking.compare import MIN_WIDTH
 
         repriced = reprice_run(folder, overrides or [])
-        console = Console()
+        console = Console(markup=False)
         console.width = max(console.width, MIN_WIDTH)
         console.print(repriced.table())
         timeline = out or folder / "repriced.json"
@@ -326,7 +326,7 @@ def evaluate(
         if as_json:
             typer.echo(json.dumps(found))
         else:
-            console = Console()
+            console = Console(markup=False)
             console.width = max(console.width, MIN_WIDTH)
             console.print(result_table(results))
         if out is not None:  # after what took long is shown: a file may be refused
@@ -355,7 +355,7 @@ def lora_sweep(
         from parablock_ray.tracking.compare import MIN_WIDTH
 
         points = sweep(folder, numbers(thresholds))
-        console = Console()
+        console = Console(markup=False)
         console.width = max(console.width, MIN_WIDTH)
         console.print(sweep_table(points))
         table = out or folder / "lora_sweep.csv"

@@ -91,7 +91,7 @@ class _Experiment:
 
 
 def _carry_out(config: Config, resumed: Resumed | None) -> dict[str, Any]:
-    made_with, console, prepared = versions(), Console(), prepare(config)
+    made_with, console, prepared = versions(), Console(markup=False), prepare(config)
     data, population = prepared.data, prepared.population
     method = make_method(config.method, population)
     if config.secure_aggregation.enabled:

@@ -1,6 +1,5 @@
 """`parablock export`: what a run learned, to take away: a Hugging Face folder with a card that says what it is."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,8 +12,9 @@ from parablock_ray import __version__
 from parablock_ray.config import fingerprint
 from parablock_ray.config.method import MethodConfig
 from parablock_ray.errors import UserError
+from parablock_ray.json_files import json_file
 from parablock_ray.tracking.compare import FinishedRun, read_run
-from parablock_ray.tracking.evaluations import Results
+from parablock_ray.tracking.evaluations import Results, checked_results
 from parablock_ray.training.adapters import ADAPTER_FOLDER, copy_adapters, merged_sha256
 from parablock_ray.training.model import (
     BUILT_IN,
@@ -51,11 +51,18 @@ def export(run_folder: Path, to: Path, dtype: str, merge_lora: bool) -> Exported
         raise UserError(f"{run_folder}: the run's model is gone (no folder model/); run it again")
     as_adapters = (run_folder / ADAPTER_FOLDER).is_dir() and not merge_lora
     exported = (_write_adapters if as_adapters else _write_model)(run, to, getattr(torch, dtype))
+    scores = _scores_of(run_folder)
     with _writing(to):
-        evaluation = run_folder / "evaluation.json"
-        scores = json.loads(evaluation.read_text("utf-8")) if evaluation.exists() else {}
         (to / "README.md").write_text(card(run, exported, dtype, scores), encoding="utf-8")
     return exported
+
+
+def _scores_of(run_folder: Path) -> Results:
+    file = run_folder / "evaluation.json"
+    try:
+        return checked_results(json_file(file)) if file.exists() else {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: cannot be read: {error}; delete it, or evaluate the run again") from None
 
 
 def card(run: FinishedRun, exported: Exported, dtype: str, scores: Results) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TextIO
 
 from parablock_ray.errors import UserError
+from parablock_ray.json_files import json_file
 
 _LOCK = ".lock"
 
@@ -50,7 +51,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 def _holder(path: Path) -> str:
     try:
-        holder = json.loads(path.read_text("utf-8"))
+        holder = json_file(path)
         return f" (process {holder['pid']} on {holder['host']})"
     except (OSError, ValueError, KeyError, TypeError):  # it has just come or is about to go
         return ""

@@ -1,6 +1,5 @@
 """The files that a config names by their paths: which keys do, and whether what those name can be used."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +8,7 @@ from parablock_ray.config import Config
 from parablock_ray.config.evaluation import parse_task
 from parablock_ray.errors import UserError
 from parablock_ray.network.links import client_links
-from parablock_ray.tracking.events import Dropped, from_row
+from parablock_ray.tracking.events import Dropped, read_events
 
 
 def named_paths(config: Config) -> Iterator[tuple[str, str]]:
@@ -37,8 +36,8 @@ def known_participation(config: Config) -> list[Dropped]:
         return []
     path = Path(config.clients.participation)
     try:
-        events = [from_row(json.loads(line)) for line in path.read_text("utf-8").splitlines()]
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        events = list(read_events(path))
+    except (OSError, ValueError) as error:
         raise UserError(
             f"clients.participation: {path} cannot be read ({error}); name the events.jsonl of a run"
         ) from None

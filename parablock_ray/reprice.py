@@ -13,7 +13,7 @@ from parablock_ray.config.network import CLIENT_KEYS, LINK_PRESETS, NetworkConfi
 from parablock_ray.errors import UserError
 from parablock_ray.pricing import Pricing, price
 from parablock_ray.tracking.compare import read_run
-from parablock_ray.tracking.events import Dropped, Event, from_row
+from parablock_ray.tracking.events import Dropped, Event, read_events
 from parablock_ray.tracking.trace import chrome_trace
 
 
@@ -96,6 +96,6 @@ def _changes(config: Config, overrides: Sequence[str]) -> list[str]:
 
 def _read_events(path: Path) -> list[Event]:
     try:
-        return [from_row(json.loads(line)) for line in path.read_text("utf-8").splitlines()]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        return list(read_events(path))
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None

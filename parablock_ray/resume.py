@@ -10,6 +10,7 @@ from parablock_ray.checkpointing import Resumed, find_resumed, rewind
 from parablock_ray.config import Config, load_config, save_resolved
 from parablock_ray.driver import go_on, run
 from parablock_ray.errors import UserError
+from parablock_ray.json_files import json_file
 from parablock_ray.lock import locked
 
 _logger = logging.getLogger(__name__)
@@ -55,7 +56,9 @@ def _take_up(folder: Path, config: Config, resumed: Resumed) -> None:
 def _is_finished(folder: Path, config: Config) -> bool:
     """Whether it came to its end, and no more rounds are asked for."""
     try:
-        summary = json.loads((folder / "summary.json").read_text("utf-8"))
+        num_rounds = int(json_file(folder / "summary.json")["num_rounds"])
     except FileNotFoundError:
         return False
-    return config.method.rounds <= int(summary["num_rounds"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder}/summary.json: cannot be read: {error!r}; delete it, and resume again") from None
+    return config.method.rounds <= num_rounds

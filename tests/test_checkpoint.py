@@ -1,12 +1,14 @@
 """Checkpoints on the disk: what was written comes back, and whatever happened to it is found."""
 
+import hashlib
 import json
+import re
 import tempfile
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from parablock_ray.checkpoint import (
@@ -36,6 +38,7 @@ def rounds(root: Path) -> list[str]:
     return sorted(folder.name for folder in root.iterdir())
 
 
+@settings(deadline=None)
 @given(
     shapes=st.dictionaries(
         st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=20).filter(
@@ -111,6 +114,7 @@ def test_a_damaged_file_is_named_and_the_checkpoint_before_it_used(tmp_path, fil
     assert wrong.startswith(str(victim))
 
 
+@settings(deadline=None)
 @given(where=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7), file=st.sampled_from(FILES))
 def test_a_flipped_bit_is_found_wherever_it_is(where, bit, file):
     with tempfile.TemporaryDirectory() as root:
@@ -140,3 +144,60 @@ def test_all_of_them_damaged(tmp_path):
     checkpoint, wrong = newest(tmp_path)
     assert checkpoint is None
     assert len(wrong) == 2
+
+
+def sealed(folder: Path, content: object) -> None:
+    """A manifest whose hash is right, whatever it says."""
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps({"content": content, "sha256": digest}))
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"files": {"../secret": "0" * 64}}, "names '../secret', which is no file in its folder"),
+        ({"files": {"/dev/zero": "0" * 64}}, "names '/dev/zero', which is no file in its folder"),
+        ({"files": {"": "0" * 64}}, "names '', which is no file in its folder"),
+        ({"files": {"..": "0" * 64}}, "names '..', which is no file in its folder"),
+        ({"files": []}, "lacks its `files` or its `about`"),
+        ({"about": None}, "lacks its `files` or its `about`"),
+        ({"round": 4}, "is of round 4, which is not that of its folder"),
+        ({"round": "3"}, "is of round 3, which is not that of its folder"),
+        ({"format": None}, "has format None; this version reads format 1"),
+    ],
+    ids=str,
+)
+def test_a_manifest_with_the_right_hash_may_still_be_none(tmp_path, changed, why):
+    folder = write(tmp_path, 3)
+    content = json.loads((folder / "manifest.json").read_text())["content"]
+    sealed(folder, content | changed)
+    with pytest.raises(Damaged, match=re.escape(why)):
+        read(folder)
+
+
+def test_a_device_in_a_file_s_place_is_not_read(tmp_path):
+    folder = write(tmp_path, 3)
+    (folder / "state.safetensors").unlink()
+    (folder / "state.safetensors").symlink_to("/dev/zero")  # without an end
+    with pytest.raises(Damaged, match=r"state\.safetensors is no ordinary file"):
+        read(folder)
+
+
+def test_files_that_the_manifest_does_not_name_are_not_read(tmp_path):
+    folder = write(tmp_path, 3)
+    content = json.loads((folder / "manifest.json").read_text())["content"]
+    del content["files"]["uploads.safetensors"]
+    sealed(folder, content)
+    with pytest.raises(Damaged, match=r"names no uploads\.safetensors"):
+        read(folder).tensors("uploads.safetensors")
+
+
+@pytest.mark.parametrize("header", [b"\xff" * 8, (2**62).to_bytes(8, "little"), (2).to_bytes(8, "little") + b"[]", b""])
+def test_a_file_with_the_right_hash_and_an_absurd_header_holds_no_tensors(tmp_path, header):
+    folder = write(tmp_path, 3)
+    (folder / "state.safetensors").write_bytes(header)
+    content = json.loads((folder / "manifest.json").read_text())["content"]
+    content["files"]["state.safetensors"] = hashlib.sha256(header).hexdigest()
+    sealed(folder, content)
+    with pytest.raises(Damaged, match=r"state\.safetensors holds no tensors: "):
+        read(folder).tensors("state.safetensors")

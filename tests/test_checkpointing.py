@@ -30,8 +30,9 @@ def config(*overrides: str) -> Config:
 def saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of a run with a checkpoint of its round 0, before which nothing was told."""
     before = config()
-    about = {"fingerprint": fingerprint(before), "config": before.model_dump(mode="json"), "num_events": 0}
-    checkpoint = Checkpoint(tmp_path / "checkpoints" / "round-00000", 0, about)
+    told = {"loss_before": 2.0, "num_events": 0}
+    about = {"fingerprint": fingerprint(before), "config": before.model_dump(mode="json"), **told}
+    checkpoint = Checkpoint(tmp_path / "checkpoints" / "round-00000", 0, about, frozenset())
     monkeypatch.setattr("parablock_ray.checkpointing.newest", lambda root: (checkpoint, []))
     (tmp_path / "events.jsonl").touch()
     return tmp_path

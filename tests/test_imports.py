@@ -46,6 +46,7 @@ RANKS = {
     "lock": 1,
     "config": 1,
     "stopping": 0,
+    "json_files": 0,
     "errors": 0,
 }
 OPEN_TO_ALL = {"", "__version__"}  # the package itself, which imports nothing
@@ -59,7 +60,7 @@ ONLY_IN = (
 NOT_AT_START = {"datasets", "deepspeed", "lm_eval", "matplotlib", "nltk", "peft", "rouge_score", "scipy.stats", "wandb"}
 NO_TORCH = {
     *("cli", "jobs", "sweeping", "reporting", "network", "secure", "secure_terms", "tracking", "named_files"),
-    *("config", "errors"),
+    *("config", "json_files", "errors"),
 }
 
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -10,10 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
 from parablock_ray import cli
-from parablock_ray.checkpoint import discard_after
+from parablock_ray.checkpoint import complete, discard_after, write_tensors
 from parablock_ray.config import load_config
 from parablock_ray.reporting.runs import gather
 from parablock_ray.resume import run_or_resume
@@ -269,3 +271,24 @@ def test_a_run_that_is_killed(tmp_path, method):
     assert [row["round"] for row in rows(killed / "metrics.jsonl")] == list(range(8))
     visits = [(e["round"], e["phase"], e["client"]) for e in rows(killed / "events.jsonl") if e["event"] == "span"]
     assert len(visits) == len(set(visits))
+
+
+def test_a_checkpoint_of_another_model_is_refused(half):
+    """Its hashes are right: somebody wrote it so."""
+    folder = half / "checkpoints" / "round-00002"
+    content = json.loads((folder / "manifest.json").read_text())["content"]
+    for file, told in (
+        ("state.safetensors", "its state is not this model's: parameters."),
+        ("uploads", "sent in round"),
+    ):
+        state = load_file(folder / f"{file.removesuffix('.safetensors')}.safetensors")
+        name = next(iter(state))
+        changed = state | {name: torch.ones(1)}  # which torch would repeat
+        other = shutil.copytree(half, half.with_name(file), symlinks=True) / "checkpoints" / "round-00002"
+        digest = write_tensors(other, f"{file.removesuffix('.safetensors')}.safetensors", changed)
+        files = content["files"] | {f"{file.removesuffix('.safetensors')}.safetensors": digest}
+        complete(other, 2, files, content["about"])
+        refused = resume(other.parents[1])
+        assert refused.exit_code == 2, refused.output
+        assert told in refused.stderr
+        assert "delete this checkpoint, and resume from another one" in refused.stderr

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from parablock_ray.algorithms.aggregate import GivenMean, RoundSum, new_server_state, server_step
 from parablock_ray.algorithms.base import Commit, Publication, RoundPlan, Update
-from parablock_ray.algorithms.blocks import flatten, make_layout, unflatten_into
+from parablock_ray.algorithms.blocks import copy_kept, flatten, make_layout, unflatten_into
 from parablock_ray.algorithms.lora import Adapter
 from parablock_ray.algorithms.population import Attendance, Population
 from parablock_ray.algorithms.robust import RoundVectors, open_round
@@ -170,10 +170,10 @@ class BlockServer:
         self.num_committed = len(plans)
         for block, tensors in zip(self.layout.blocks, self._tensors, strict=True):
             for name, tensor in zip(block.names, tensors, strict=True):
-                tensor.copy_(state[f"parameters.{name}"])
+                copy_kept(state, f"parameters.{name}", tensor)
         for index in set(self._blocks):
             for name, vector in self._state(index, 0, self.layout.blocks[index].num_params).items():
-                vector.copy_(state[f"optimizer.{index}.{name}"])
+                copy_kept(state, f"optimizer.{index}.{name}", vector)
 
     def _value(self, block: int, as_of: int) -> Tensor:
         """wire(x^{(≤ as_of)}[block]): a flat vector in the wire dtype, never newer than `as_of`."""

@@ -100,6 +100,17 @@ def unflatten_into(flat: Tensor, tensors: Iterable[Tensor]) -> None:
     assert offset == flat.numel()
 
 
+def copy_kept(state: Mapping[str, Tensor], name: str, into: Tensor) -> None:
+    """Copy a tensor of a checkpoint. Raises KeyError where it is missing, ValueError for another shape or dtype: torch
+    would repeat a single number, and round."""
+    kept = state[name]
+    if kept.shape != into.shape or kept.dtype != into.dtype:
+        raise ValueError(
+            f"{name} is {kept.dtype} of shape {tuple(kept.shape)}, not {into.dtype} of {tuple(into.shape)}"
+        )
+    into.copy_(kept)
+
+
 def _layer_number(name: str) -> int | None:
     match = _LAYER.search(name)
     return int(match.group(1)) if match else None

@@ -104,6 +104,8 @@ class Gate:
 
         Never raises, whatever came, and keeps nothing of what it does not pass or hold.
         """
+        if not all(type(number) is int for number in (sent.round, sent.block, sent.client, sent.chunk)):
+            return Ignored(f"something came whose heading is no round, block, client and chunk: {sent!r:.200}")
         current = self._rounds.get(sent.round)
         if current is None:
             return Ignored(f"client {sent.client} sent something of round {sent.round}, which is not open")
@@ -164,7 +166,7 @@ class Gate:
             return f"it has a chunk {sent.chunk}; allowed: 0 to {num_chunks - 1}"
         if sent.chunk in upload.arrived:
             return f"chunk {sent.chunk} came twice"
-        if values is None or values.ndim != 1 or values.dtype != self._wire.dtype:
+        if values is None or values.ndim != 1 or values.dtype != self._wire.dtype or values.layout != torch.strided:
             found = "no vector of numbers" if values is None else f"{values.dtype} of shape {tuple(values.shape)}"
             return f"chunk {sent.chunk} is {found}; allowed: a vector of {self._wire.dtype}"
         start, end = upload.bounds[sent.chunk]

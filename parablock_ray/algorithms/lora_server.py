@@ -23,6 +23,7 @@ from parablock_ray.algorithms.adapters import (
 )
 from parablock_ray.algorithms.base import Commit, ModuleRank, Publication, RoundPlan, Update
 from parablock_ray.algorithms.block_server import BlockServer
+from parablock_ray.algorithms.blocks import copy_kept
 from parablock_ray.algorithms.lora import Adapter, fit, update_norm
 from parablock_ray.algorithms.lora_methods import Collecting, ModuleUpdate, by_rank, rank_down, rule_of, starts_afresh
 from parablock_ray.algorithms.population import Attendance, Population
@@ -259,7 +260,7 @@ class LoraServer:
             self._merged = [weight.clone() for weight in self._weights]
         if any(self._merge_params):
             for target, merged in zip(self._targets, self._merged, strict=True):
-                merged.copy_(state[f"merged.{target.name}"])
+                copy_kept(state, f"merged.{target.name}", merged)
             weights = torch.cat([merged.reshape(-1) for merged in self._merged])
             self._restored = Update(self.num_committed - 1, 0, 0, weights, holds_weights=True)
 

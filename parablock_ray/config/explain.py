@@ -1,5 +1,6 @@
 """Pydantic's findings as one clear line a mistake: the key, what is allowed, the nearest known key."""
 
+import itertools
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -31,6 +32,7 @@ _EXPECTED = {
     "tuple_type": "a list",
 }
 _LONGEST_VALUE = 80  # characters of a wrong value that a message repeats
+_MOST_MISTAKES = 50  # that are told at once
 
 
 def explain(error: ValidationError, root: type[BaseModel]) -> str:
@@ -39,7 +41,9 @@ def explain(error: ValidationError, root: type[BaseModel]) -> str:
     for detail in error.errors(include_url=False):
         place = _place(detail["loc"], root)
         mistakes.setdefault(place.key, (place, []))[1].append(detail)  # one per member of a union
-    return "\n".join(_line(place, details, root) for place, details in mistakes.values())
+    told = [_line(*mistake, root) for mistake in itertools.islice(mistakes.values(), _MOST_MISTAKES)]
+    more = len(mistakes) - len(told)
+    return "\n".join([*told, *([f"and {more} more"] if more else [])])
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """From YAML files and command-line overrides to a checked `Config`, and back.
 
 OmegaConf composes, pydantic validates. A file may begin with `defaults: [other, …]`: files relative to it, with
-or without `.yaml`, merged in order before the file's own keys. `${name}` stands for another key's value.
+or without `.yaml`, merged in order before the file's own keys. `${name}` stands for another key's value, and for
+nothing else: guard.py says what a file may hold.
 """
 
 import hashlib
@@ -19,9 +20,11 @@ from pydantic import ValidationError
 
 from parablock_ray.config.base import Strict
 from parablock_ray.config.explain import explain
+from parablock_ray.config.guard import check_expansion, check_yaml
 from parablock_ray.config.schema import Config
 from parablock_ray.errors import UserError
 
+_MOST_DOTS = 10
 MAX_FILE_BYTES = 1_000_000  # a config is a page or two; a larger file is some other file
 
 Model = TypeVar("Model", bound=Strict)
@@ -81,17 +84,21 @@ def _read(path: Path, including: tuple[Path, ...]) -> DictConfig:
     try:
         with path.open("rb") as file:
             content = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a name with a NUL in it is a ValueError
+        reason = error.strerror if isinstance(error, OSError) else error
         wanted_by = f" (in the defaults of {including[-1]})" if including else ""
-        raise UserError(f"{path}: cannot be read: {error.strerror}{wanted_by}") from None
+        raise UserError(f"{path}: cannot be read: {reason}{wanted_by}") from None
     if len(content) > MAX_FILE_BYTES:
         raise UserError(f"{path}: larger than {MAX_FILE_BYTES:,} bytes; a config is a short YAML file")
     try:
+        check_yaml(content, str(path))
         config = OmegaConf.load(io.BytesIO(content))
+    except UserError:
+        raise
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise UserError(f"{path}{line}: not valid YAML: {error.problem}") from None
-    except (yaml.YAMLError, OmegaConfBaseException, OSError, RecursionError) as error:
+    except (yaml.YAMLError, OmegaConfBaseException, OSError, ValueError) as error:  # a number of too many digits
         raise UserError(f"{path}: not a valid config: {_reason(error)}") from None
     if not isinstance(config, DictConfig):
         raise UserError(f"{path}: must hold `key: value` lines at the top, not a list")
@@ -111,21 +118,29 @@ def _defaults(config: DictConfig, path: Path) -> list[str]:
 
 def _default_file(path: Path, entry: str) -> Path:
     file = path.parent / entry
+    if not file.name:
+        raise UserError(f"{path}: defaults: {entry!r} is no name of a file")
     return file if file.suffix in {".yaml", ".yml"} else file.with_name(f"{file.name}.yaml")
 
 
 def _override(config: DictConfig, override: str) -> DictConfig:
-    key, equals, _ = override.partition("=")
+    key, equals, value = override.partition("=")
     if not equals or not _DOTTED_KEY.fullmatch(key):
         raise UserError(f"{override!r}: not an override; write key=value with a dotted key, like method.rounds=20")
+    if key.count(".") > _MOST_DOTS:
+        raise UserError(f"{key}: no key is that deep; write key=value with a dotted key, like method.rounds=20")
     try:
+        check_yaml(value, key)
         given = OmegaConf.from_dotlist([override])
         if _is_whole(OmegaConf.to_container(given), key):
             OmegaConf.update(config, key, None, force_add=True)
         merged = OmegaConf.merge(config, given)
-    except yaml.MarkedYAMLError as error:
-        raise UserError(f"{key}: the value in {override!r} is not valid YAML: {error.problem}") from None
-    except (OmegaConfBaseException, TypeError) as error:
+    except UserError:
+        raise
+    except (yaml.YAMLError, UnicodeEncodeError) as error:
+        reason = error.problem if isinstance(error, yaml.MarkedYAMLError) else _reason(error)
+        raise UserError(f"{key}: the value in {override!r} is not valid YAML: {reason}") from None
+    except (OmegaConfBaseException, TypeError, ValueError) as error:  # a number of too many digits
         raise UserError(f"{key}: {override!r} does not fit the file: {_reason(error)}") from None
     assert isinstance(merged, DictConfig)
     return merged
@@ -141,6 +156,7 @@ def _is_whole(given: Any, key: str) -> bool:
 
 def _resolved_json(config: DictConfig) -> str:
     """JSON, since pydantic's strict mode takes a list for a tuple there but still refuses "12" for 12."""
+    check_expansion(OmegaConf.to_container(config))
     try:
         return json.dumps(OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
     except OmegaConfBaseException as error:

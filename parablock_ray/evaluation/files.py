@@ -1,7 +1,6 @@
 """Task files: JSON Lines, a row an example, checked against a model of the row."""
 
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -9,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from parablock_ray.config.explain import explain
 from parablock_ray.errors import UserError
+from parablock_ray.json_files import from_json, lines
 
 Text = Annotated[str, Field(min_length=1)]
 
@@ -51,7 +51,7 @@ def read_rows(path: Path, kind: type[AnyRow], num: int, make: Callable[[AnyRow],
     Raises UserError, naming file and line, for what is not such a row; `make` says so with a ValueError.
     """
     made: list[Made] = []
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in _lines(path):
         if len(made) == num:
             break
         if line.strip():
@@ -68,16 +68,19 @@ def existing(path: Path) -> Path:
     return path
 
 
-def _lines(path: Path) -> list[bytes]:
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     try:
-        return existing(path).read_bytes().splitlines()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+        yield from lines(existing(path))
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{path}: cannot be read: {reason}") from None
 
 
 def _made(line: bytes, where: str, kind: type[AnyRow], make: Callable[[AnyRow], Made]) -> Made:
     try:
-        found = json.loads(line.decode("utf-8-sig"))
+        found = from_json(line.decode("utf-8-sig"))
     except ValueError as error:  # of the JSON or of its UTF-8
         raise UserError(f"{where}: this line is not JSON, is the file cut? ({error})") from None
     if not isinstance(found, dict):

@@ -1,22 +1,23 @@
 """The way to a cluster's jobs: is it there, does it let us in, is its Ray one of ours? Asked before all else."""
 
-import json
 import logging
 import os
 from collections.abc import Mapping
 from http.client import HTTPException
 from importlib.metadata import requires
 from pathlib import Path
-from typing import Any, cast
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 from packaging.requirements import Requirement
+from packaging.version import Version
 from ray.job_submission import JobSubmissionClient
 
 from parablock_ray.errors import UserError
+from parablock_ray.json_files import from_json
 
 _TIMEOUT_S = 10.0
+_MOST_BYTES = 1_000_000  # of an answer
 _RAYS_OWN_TOKEN = Path("~/.ray/auth_token")
 
 
@@ -59,8 +60,8 @@ def ray_version(address: str, headers: Mapping[str, str]) -> str:
     """The version of the cluster's Ray. Raises UserError as `connect` does."""
     try:
         with urlopen(Request(f"{address}/api/version", headers=dict(headers)), timeout=_TIMEOUT_S) as answer:
-            told: Any = json.load(answer)
-            return cast(str, told["ray_version"])
+            told = from_json(answer.read(_MOST_BYTES))
+            return str(Version(told["ray_version"]))
     except HTTPError as error:
         raise _refused(address, error) from None
     except (OSError, HTTPException) as error:

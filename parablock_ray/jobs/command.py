@@ -1,5 +1,6 @@
 """`parablock submit`: a run as a job of a cluster, from its config here to its exit code and its folder."""
 
+import re
 import secrets
 import shlex
 import tempfile
@@ -19,6 +20,7 @@ from parablock_ray.jobs.package import CONFIG_FILE, stage
 
 __all__ = ["connect", "find_job", "find_token", "read_env", "refuse_used", "see_through", "stop_job", "submit_job"]
 
+_SECRET = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
 _UNKNOWN = "status code 404"  # in what Ray's client says of a job that the cluster has not
 _MISSING = "No module named"  # of a Python without us, or without what we need
 
@@ -123,8 +125,15 @@ def _fetch(client: JobSubmissionClient, job: Job, folder: Path, failed: bool) ->
 
 
 def read_env(pairs: Sequence[str]) -> dict[str, str]:
-    """`KEY=VALUE` each. Raises UserError."""
+    """`KEY=VALUE` each. Raises UserError, also for a name that is a secret's: Ray shows a job's environment, and logs
+    it."""
     for pair in pairs:
-        if not pair.partition("=")[0] or "=" not in pair:
-            raise UserError(f"--env: must be KEY=VALUE (got {pair!r})")
+        key = pair.partition("=")[0]
+        if not key or "=" not in pair:
+            raise UserError(f"--env: must be KEY=VALUE (got {key!r} and no value)")
+        if _SECRET.search(key):
+            raise UserError(
+                f"--env: {key} is the name of a secret, and the dashboard shows a job's variables; set it where the "
+                "cluster is started (docs/security.md)"
+            )
     return {key: value for key, _, value in (pair.partition("=") for pair in pairs)}

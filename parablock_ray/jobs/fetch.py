@@ -7,19 +7,23 @@ so there is a limit to what comes this way.
 import base64
 import hashlib
 import io
-import json
 import shlex
+import stat
 import zipfile
-from pathlib import Path
-from typing import Any, cast
+import zlib
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 from ray.job_submission import JobSubmissionClient
 
 from parablock_ray.errors import RunFailed, UserError
 from parablock_ray.jobs import print_folder
 from parablock_ray.jobs.follow import cluster_answers, until_done
+from parablock_ray.json_files import from_json
 
 MAX_BYTES = 64_000_000  # of the files, before they are packed
+MAX_FILES = 10_000
 
 
 def refuse_used(folder: Path) -> None:
@@ -42,23 +46,46 @@ def fetch(client: JobSubmissionClient, run_id: str, python: str, out: str, folde
     told = _last_json(log)
     if told is None:
         raise RunFailed(f"--fetch: the run folder could not be read in the cluster: {ended.message}")
-    if told["run_folder"] is None:
+    if told == {"run_folder": None}:
         raise RunFailed(f"--fetch: the job left no run folder ({out} in the cluster)")
     unpack(told, folder)
-    return list(told["left_behind"])
+    return list(map(str, told["left_behind"]))
 
 
-def _last_json(log: str) -> dict[str, Any] | None:
-    """What `print_folder` printed; before it the log has Ray's lines and the script itself."""
+def _last_json(log: str) -> Any:
+    """What `print_folder` printed, None where it did not; before it the log has Ray's lines and the script itself."""
     found = [line for line in log.splitlines() if line.startswith('{"run_folder": ')]
-    return cast(dict[str, Any], json.loads(found[-1])) if found else None
+    try:
+        return from_json(found[-1]) if found else None
+    except ValueError:
+        return None
 
 
-def unpack(told: dict[str, Any], folder: Path) -> None:
-    """What `print_folder.packed` made, into `folder`. Raises RunFailed where it is not what was sent."""
-    content = base64.b64decode(told["run_folder"])
-    if hashlib.sha256(content).hexdigest() != told["sha256"]:
-        raise RunFailed("--fetch: the run folder was damaged on its way; try again")
-    folder.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(io.BytesIO(content)) as zipped:
-        zipped.extractall(folder)
+def unpack(told: Any, folder: Path) -> None:
+    """What `print_folder.packed` made, into `folder`. Raises RunFailed where it is not what was sent, or would leave
+    `folder`, or is more than was asked for: nothing is written then."""
+    try:
+        content = base64.b64decode(told["run_folder"], validate=True)
+        if hashlib.sha256(content).hexdigest() != told["sha256"]:
+            raise RunFailed("--fetch: the run folder was damaged on its way; try again")
+        list(told["left_behind"])
+        with zipfile.ZipFile(io.BytesIO(content)) as zipped:
+            _refuse_strange(zipped.infolist())
+            folder.mkdir(parents=True, exist_ok=True)
+            zipped.extractall(folder)  # of each file no more than it says
+    except (ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError) as error:
+        raise RunFailed(f"--fetch: what came from the cluster is no run folder: {error!r}") from None
+
+
+def _refuse_strange(files: Sequence[zipfile.ZipInfo]) -> None:
+    """Raises RunFailed for what `packed` does not make."""
+    num_bytes = sum(file.file_size for file in files)
+    if len(files) > MAX_FILES or num_bytes > MAX_BYTES:
+        raise RunFailed(
+            f"--fetch: the run folder that came holds {len(files):,} files of {num_bytes:,} bytes; at most "
+            f"{MAX_FILES:,} of {MAX_BYTES:,} are taken"
+        )
+    for file in files:
+        path, kind = PurePosixPath(file.filename), stat.S_IFMT(file.external_attr >> 16)
+        if path.is_absolute() or ".." in path.parts or "\\" in file.filename or kind not in (0, stat.S_IFREG):
+            raise RunFailed(f"--fetch: the run folder that came holds {file.filename!r}, which is no file in it")

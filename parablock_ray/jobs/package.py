@@ -16,11 +16,12 @@ CONFIG_FILE = "config.yaml"
 MAX_BYTES = 512 * 2**20  # Ray refuses a packed working directory from here on; ours is counted before it is packed
 
 _NUM_BIGGEST_TOLD = 3
-_NOT_TAKEN = {".git", ".gitignore"}  # Ray would leave out what a .gitignore names, such as weights
 
 
 def stage(config: Config, folder: Path, with_package: bool) -> None:
     """Fills an empty folder. With the package itself too, the cluster needs only what the package depends on.
+
+    Of folders what is not hidden goes along: no .env, no .git, and no .gitignore, by which Ray would leave files out.
 
     Raises UserError for files that are too much for a job, or that do not lie in the current folder.
     """
@@ -53,9 +54,20 @@ def _files_in(key: str, path: Path) -> Iterator[Path]:
         )
     if path.is_file():
         yield inside
-    for file in path.rglob("*"):
-        if file.is_file() and not _NOT_TAKEN & set(file.parts):
+    for file in sorted(path.rglob("*")):
+        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts):
+            _refuse_way_out(key, path, file)
             yield Path(os.path.normpath(file))
+
+
+def _refuse_way_out(key: str, folder: Path, file: Path) -> None:
+    """Raises UserError for a link in a folder to what lies neither in it nor in the current one: nobody named that."""
+    target = file.resolve()
+    if not any(target.is_relative_to(home.resolve()) for home in (folder, Path())):
+        raise UserError(
+            f"{key}: {file} is a link to {target}, outside of the current folder, which does not go along; copy it "
+            "into the folder, or give an absolute path that the cluster has"
+        )
 
 
 def refuse_too_much(files: list[Path]) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from parablock_ray.config.network import CLIENT_KEYS
 from parablock_ray.errors import UserError
 
+_MOST_DIGITS = 18
 _COLUMNS = ("client", *CLIENT_KEYS)
 
 
@@ -49,7 +50,7 @@ def _read(reader: csv.DictReader, path: Path) -> dict[int, Mapping[str, float]]:
 
 
 def _client(cell: str, where: str) -> int:
-    if not cell.strip().isdecimal():
+    if not cell.strip().isdecimal() or len(cell) > _MOST_DIGITS:
         raise UserError(f"{where}: client: must be a whole number from 0 (got {cell!r})")
     return int(cell)
 

@@ -172,7 +172,7 @@ def _row_a_group(
         axes = figure.subplots()
         for row, (group, look) in enumerate(zip(groups, looks(groups).values(), strict=True)):
             draw(axes, row, group, look)
-        axes.set_yticks(range(len(groups)), [group.label for group in groups])
+        axes.set_yticks(range(len(groups)), [group.label for group in groups], parse_math=False)  # a $ is a $
         axes.set_ylim(len(groups) - 0.4, -0.6)
         axes.grid(visible=False, axis="y")
         axes.set(title=title, xlabel=xlabel)

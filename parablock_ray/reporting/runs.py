@@ -4,7 +4,7 @@ import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -13,7 +13,10 @@ from typing import Any
 from parablock_ray.config import Config, differing_keys
 from parablock_ray.config.differences import CHANGE_NO_VALUE
 from parablock_ray.errors import UserError
+from parablock_ray.json_files import from_json, lines
 from parablock_ray.tracking.compare import read_run
+from parablock_ray.tracking.evaluations import checked_row
+from parablock_ray.tracking.rounds import checked_round
 from parablock_ray.tracking.sweep_folder import failure_beside, sweep_runs
 
 Row = Mapping[str, Any]
@@ -108,7 +111,7 @@ def _read(folder: Path) -> ReportedRun:
     if failure_beside(folder).exists() and not (folder / "summary.json").exists():
         raise UserError(f"{folder}: failed: {failure_beside(folder).read_text('utf-8').strip()}")
     finished = read_run(folder)
-    rounds = list(_rows(folder / "metrics.jsonl"))
+    rounds = list(_rows(folder / "metrics.jsonl", checked_round))
     if len(rounds) != (num_rounds := finished.config.method.rounds):
         raise UserError(f"{folder}/metrics.jsonl: cut short, it has {len(rounds)} of {num_rounds} rounds; run it again")
     return ReportedRun(folder, finished.config, finished.summary, rounds, _evaluations(folder, finished.config))
@@ -119,21 +122,28 @@ def _evaluations(folder: Path, config: Config) -> Sequence[Row]:
     if num_due == 0:
         return []
     file = folder / "evaluations.jsonl"
-    rows = list(_rows(file))
+    rows = list(_rows(file, checked_row))
     if len(rows) != num_due:
         raise UserError(f"{file}: cut short, it has {len(rows)} of {num_due} evaluations; run it again")
     return rows
 
 
-def _rows(file: Path) -> Iterator[Row]:
+def _rows(file: Path, check: Callable[[Any], Row]) -> Iterator[Row]:
     try:
-        for number, line in enumerate(file.read_text("utf-8").splitlines(), 1):
+        for number, line in lines(file):
             try:
-                yield json.loads(line)
+                row = from_json(line)
             except ValueError:
                 raise UserError(f"{file}, line {number}: cut short; run it again") from None
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read: {error.strerror}") from None
+            try:
+                yield check(row)
+            except ValueError as error:
+                raise UserError(f"{file}, line {number}: not as a run writes it ({error}); run it again") from None
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{file}: cannot be read: {reason}") from None
 
 
 def _grouped(runs: Sequence[ReportedRun]) -> tuple[Sequence[Group], Sequence[LeftOut]]:

@@ -25,11 +25,28 @@ def num_bytes(run: ReportedRun) -> int:
     return int(summary["bytes_up"] + summary["bytes_down"] + summary["bytes_catch_up"])
 
 
+_REFUSED = "updates refused"  # likewise, where there were any
+
+
+def num_refused(run: ReportedRun) -> int:
+    """Updates that the server refused; none in runs of versions that did not check them."""
+    return int(run.summary.get("num_refused", 0))
+
+
 def main_table(groups: Sequence[Group], controls: Mapping[str, Group], measure: Measure) -> Table:
     """A row a group: what it reached, in what time, with how many bytes; mean ± standard deviation over seeds."""
     one_control = len({control.label for control in controls.values()}) == 1
     rows = [_main_row(group, controls[group.label], measure) for group in groups]
-    return [{key: cell for key, cell in row.items() if not (one_control and key == _WHICH)} for row in rows]
+    hidden = {_WHICH} if one_control else set()
+    return _without(rows, hidden | _refused_if_none(groups))
+
+
+def _refused_if_none(groups: Sequence[Group]) -> set[str]:
+    return set() if any(num_refused(run) for group in groups for run in group.runs) else {_REFUSED}
+
+
+def _without(rows: Table, hidden: set[str]) -> Table:
+    return [{key: cell for key, cell in row.items() if key not in hidden} for row in rows]
 
 
 def _main_row(group: Group, control: Group, measure: Measure) -> Mapping[str, str]:
@@ -45,6 +62,7 @@ def _main_row(group: Group, control: Group, measure: Measure) -> Mapping[str, st
         "seconds to loss": _reached(list(seconds_to_loss(group, control, measure).values())),
         "bytes": decimal(round(statistics.fmean(map(num_bytes, group.runs)))),
         "overlap efficiency": f"{_over_seeds(group, 'overlap_efficiency').mean:.1%}",
+        _REFUSED: _spread(spread([num_refused(run) for run in group.runs]), 1),
     }
 
 
@@ -130,7 +148,7 @@ def _setting(value: Any) -> str:
 
 def run_table(groups: Sequence[Group]) -> Table:
     """A row a run."""
-    return [
+    rows = [
         {
             "runs": group.label,
             "seed": str(seed),
@@ -138,12 +156,14 @@ def run_table(groups: Sequence[Group]) -> Table:
             "after": f"{run.summary['loss_after']:.4f}",
             "seconds": f"{run.summary['seconds']:.1f}",
             "bytes": decimal(num_bytes(run)),
+            _REFUSED: str(num_refused(run)),
             "weights sha256": run.summary["weights_sha256"][:12],
             "folder": str(run.folder),
         }
         for group in groups
         for seed, run in group.by_seed.items()
     ]
+    return _without(rows, _refused_if_none(groups))
 
 
 def markdown(table: Table) -> str:

@@ -64,7 +64,7 @@ def split_figure(counts: Counts) -> Figure:
         return figure
     below = [0] * len(held)
     for label, of_label in _folded(counts).items():
-        axes.bar(range(len(held)), of_label, bottom=below, label=label, width=0.9)
+        axes.bar(range(len(held)), of_label, bottom=below, label=label.replace("$", r"\$"), width=0.9)
         below = [sum(pair) for pair in zip(below, of_label, strict=True)]
     axes.set(xlabel="client", ylabel="training examples", title="who holds what")
     axes.margins(x=0.01)

@@ -1,29 +1,43 @@
 """Finished runs side by side: what each reached, in what time, and how much sooner than the first."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
 from rich.filesize import decimal
 from rich.table import Table
 
 from parablock_ray.config import Config, differing_keys, load_config
 from parablock_ray.config.differences import CHANGE_NO_VALUE
+from parablock_ray.config.explain import explain
 from parablock_ray.errors import UserError
+from parablock_ray.json_files import json_file
 
 MIN_WIDTH = 100  # characters a line, into which the table fits; longer names of runs are folded
 
-# Of a summary, by whatever reads a finished run: a comparison, a report, an export, a repricing.
-_NEEDED = frozenset(
-    {
-        *("method", "num_rounds", "num_clients", "num_workers"),
-        *("loss_before", "loss_after", "weights_sha256", "versions"),
-        *("seconds", "seconds_bound", "seconds_mode", "overlap_efficiency", "server_s"),
-        *("bytes_up", "bytes_down", "bytes_catch_up"),
-    }
-)
+
+class _Summary(BaseModel):
+    """What is needed of it by whatever reads a finished run: a comparison, a report, an export, a repricing."""
+
+    method: str
+    num_rounds: PositiveInt
+    num_clients: PositiveInt
+    num_workers: PositiveInt
+    loss_before: float
+    loss_after: float
+    weights_sha256: str
+    versions: dict[str, str]
+    seconds: PositiveFloat
+    seconds_bound: PositiveFloat
+    seconds_mode: str
+    overlap_efficiency: float
+    server_s: float
+    bytes_up: NonNegativeInt
+    bytes_down: NonNegativeInt
+    bytes_catch_up: NonNegativeInt
+
 
 # What a comparison is about; runs that differ in anything else are told apart by more than their method.
 _MAY_DIFFER = CHANGE_NO_VALUE | {"method"}
@@ -41,15 +55,20 @@ class FinishedRun:
 def read_run(folder: Path) -> FinishedRun:
     """Raises UserError for a folder without a run, with one that did not come to its end, or with half a summary."""
     try:
-        summary = json.loads((folder / "summary.json").read_text("utf-8"))
+        summary = json_file(folder / "summary.json")
     except FileNotFoundError:
         if (folder / "config.yaml").exists():
             raise UserError(f"{folder}: this run did not finish (no summary.json); wait, or run it again") from None
         raise UserError(f"{folder}: holds no run (no summary.json); name run folders, like runs/quickstart") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}/summary.json: cannot be read: {error}") from None
-    if not isinstance(summary, dict) or not summary.keys() >= _NEEDED:
+    if not isinstance(summary, dict) or not summary.keys() >= _Summary.model_fields.keys():
         raise UserError(f"{folder}/summary.json: cut short; run it again")
+    try:
+        _Summary.model_validate(summary)
+    except ValidationError as error:
+        said = "; ".join(explain(error, _Summary).splitlines())
+        raise UserError(f"{folder}/summary.json: not as a run writes it: {said}; run it again") from None
     return FinishedRun(str(folder), load_config(folder / "config.yaml", []), summary)
 
 

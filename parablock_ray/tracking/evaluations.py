@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import BaseModel, NonNegativeInt, TypeAdapter, ValidationError
+
 FILE = "evaluations.jsonl"  # in the run folder
 
 Results = Mapping[str, Mapping[str, Mapping[str, float | int | None]]]
@@ -17,6 +19,47 @@ class Evaluated:
 
     round: int
     results: Results
+
+
+class _Value(BaseModel):
+    value: float
+
+
+class _Row(BaseModel):
+    round: NonNegativeInt
+    results: dict[str, dict[str, _Value]]
+
+
+class _Metric(BaseModel):
+    value: float
+    standard_error: float | None
+    num_examples: NonNegativeInt
+
+
+_ROW = TypeAdapter(_Row)
+_RESULTS = TypeAdapter(dict[str, dict[str, _Metric]])
+
+
+def checked_row(row: Any) -> Mapping[str, Any]:
+    """A row of `evaluations.jsonl` as it stands. Raises ValueError for what is none."""
+    _check(row, _ROW)
+    checked: Mapping[str, Any] = row
+    return checked
+
+
+def checked_results(results: Any) -> Results:
+    """What `evaluation.json` holds. Raises ValueError for anything else."""
+    _check(results, _RESULTS)
+    checked: Results = results
+    return checked
+
+
+def _check(found: Any, kind: TypeAdapter[Any]) -> None:
+    try:
+        kind.validate_python(found)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
 
 def figures(results: Results) -> dict[str, float | int | None]:

@@ -1,7 +1,16 @@
 """What a run tells while it goes on. Times are seconds since the run's clock started (setup not counted)."""
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from parablock_ray.json_files import from_json, lines
+
+_Count = Annotated[int, Field(ge=0)]
+_CLOSED = ConfigDict(extra="forbid")  # how pydantic reads the rows of these dataclasses
 
 Phase = Literal["compute", "upload", "download", "catch_up", "wait"]
 Why = Literal["late", "refused", "lost"]
@@ -11,14 +20,16 @@ Why = Literal["late", "refused", "lost"]
 class Span:
     """One client busy with one phase of one round."""
 
+    __pydantic_config__: ClassVar[ConfigDict] = _CLOSED
+
     phase: Phase
-    round: int
-    block: int
-    client: int
-    worker: int
+    round: _Count
+    block: _Count
+    client: _Count
+    worker: _Count
     start_s: float
     end_s: float
-    num_bytes: int = 0  # payload; 0 where nothing travels
+    num_bytes: _Count = 0  # payload; 0 where nothing travels
     loss: float | None = None  # mean training loss of the visit; compute spans only
 
 
@@ -26,8 +37,10 @@ class Span:
 class KeptRank:
     """What a LoRA rule that cuts kept of one module: singular values descend, energy is a share of their squares."""
 
+    __pydantic_config__: ClassVar[ConfigDict] = _CLOSED
+
     module: str
-    rank: int
+    rank: _Count
     kept_energy: float
     singular_values: tuple[float, ...]
 
@@ -36,24 +49,28 @@ class KeptRank:
 class Committed:
     """The server made round `round`'s aggregate part of the model. `participants` in fold order."""
 
-    round: int
-    block: int
+    __pydantic_config__: ClassVar[ConfigDict] = _CLOSED
+
+    round: _Count
+    block: _Count
     time_s: float
-    participants: tuple[int, ...]
+    participants: tuple[_Count, ...]
     weights: tuple[float, ...]  # in the same order, before normalisation
-    num_examples: int  # that they hold together in this round
+    num_examples: _Count  # that they hold together in this round
     update_norm: float  # L2 norm of the server's step G_t
     server_s: float  # seconds for which the server computed for this round
     kept_ranks: tuple[KeptRank, ...] = ()  # by module, of methods that cut
-    refused: tuple[int, ...] = ()  # of whom an update came that was refused, in fold order
+    refused: tuple[_Count, ...] = ()  # of whom an update came that was refused, in fold order
 
 
 @dataclass(frozen=True)
 class Dropped:
     """A client has no part in a round for which it was planned. All of them are the run's participation log."""
 
-    round: int
-    client: int
+    __pydantic_config__: ClassVar[ConfigDict] = _CLOSED
+
+    round: _Count
+    client: _Count
     why: Why  # late: after the deadline; refused: its training failed, or its update is no good; lost: its process died
     detail: str  # for people
     has_sent: bool = (
@@ -71,13 +88,27 @@ def as_row(event: Event) -> dict[str, Any]:
     return {"event": type(event).__name__.lower(), **vars(event)}  # there are many, and `asdict` copies every value
 
 
-def from_row(row: dict[str, Any]) -> Event:
-    """The event that `as_row` made this of."""
-    fields: dict[str, Any] = {key: value for key, value in row.items() if key != "event"}
-    if row["event"] == "span":
-        return Span(**fields)
-    if row["event"] == "dropped":
-        return Dropped(**fields)
-    kept = (KeptRank(**each | {"singular_values": tuple(each["singular_values"])}) for each in row["kept_ranks"])
-    lists = {key: tuple(row.get(key, ())) for key in ("participants", "weights", "refused")}
-    return Committed(**fields | lists | {"kept_ranks": tuple(kept)})
+_KINDS: dict[str, TypeAdapter[Any]] = {kind.__name__.lower(): TypeAdapter(kind) for kind in (Span, Committed, Dropped)}
+
+
+def from_row(row: Any) -> Event:
+    """The event that `as_row` made this of. Raises ValueError for what is none."""
+    name = row.get("event") if isinstance(row, dict) else None
+    kind = _KINDS.get(name) if isinstance(name, str) else None
+    if kind is None:
+        raise ValueError(f"no event, which has `event`: {', '.join(_KINDS)}")
+    try:
+        event: Event = kind.validate_python({key: value for key, value in row.items() if key != "event"})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ValueError(f"{name}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    return event
+
+
+def read_events(path: Path) -> Iterator[Event]:
+    """What an `events.jsonl` tells. Raises OSError, ValueError that says which line is wrong."""
+    for number, line in lines(path):
+        try:
+            yield from_row(from_json(line))
+        except ValueError as error:
+            raise ValueError(f"line {number}: {error}") from None

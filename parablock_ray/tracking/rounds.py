@@ -4,9 +4,33 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from pydantic import BaseModel, NonNegativeInt, ValidationError
+
 from parablock_ray.tracking.events import Committed, Event, KeptRank, Phase, Span
 
 _TIMED: tuple[Phase, ...] = ("compute", "upload", "download", "wait")
+
+
+class _Row(BaseModel):
+    """What readers of `metrics.jsonl` need of a row."""
+
+    round: NonNegativeInt
+    loss: float
+    seconds: float
+    bytes_up: NonNegativeInt
+    bytes_down: NonNegativeInt
+    bytes_catch_up: NonNegativeInt
+
+
+def checked_round(row: Any) -> dict[str, Any]:
+    """A row of `metrics.jsonl` as it stands. Raises ValueError for what is none."""
+    try:
+        _Row.model_validate(row)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    checked: dict[str, Any] = row
+    return checked
 
 
 class RoundBook:

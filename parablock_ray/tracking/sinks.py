@@ -151,7 +151,8 @@ class ConsoleSink:
 
     def round(self, row: Row) -> None:
         if not self._console.is_terminal:
-            line = "  ".join(f"{name} {cell}" for name, cell in _round_cells(row).items())
+            cells = _round_cells(row, row["num_refused"] > 0)
+            line = "  ".join(f"{name} {cell}" for name, cell in cells.items())
             self._console.print(line, highlight=False, markup=False, soft_wrap=True)
             return
         self._last_rows.append(row)
@@ -165,7 +166,7 @@ class ConsoleSink:
         self._live.stop()
         table = Table(title="summary", show_header=False)
         for key, show in _SUMMARY.items():
-            if summary.get(key) is not None:
+            if summary.get(key) is not None and (key, summary[key]) != ("num_refused", 0):
                 table.add_row(key, show(summary[key]))
         self._console.print(table)
 
@@ -178,15 +179,17 @@ class ConsoleSink:
     def _table(self) -> Table:
         num_done = self._last_rows[-1]["round"] + 1
         table = Table(title=f"{num_done} of {self._num_rounds} rounds")
-        for name in _round_cells(self._last_rows[-1]):
+        any_refused = any(row["num_refused"] for row in self._last_rows)
+        for name in _round_cells(self._last_rows[-1], any_refused):
             table.add_column(name, justify="right", no_wrap=True)
         for row in self._last_rows:
-            table.add_row(*_round_cells(row).values())
+            table.add_row(*_round_cells(row, any_refused).values())
         return table
 
 
-def _round_cells(row: Row) -> dict[str, str]:
+def _round_cells(row: Row, with_refused: bool) -> dict[str, str]:
     """What the terminal shows of a round; the times after `seconds` are means over the participants."""
+    refused = {"refused": str(row["num_refused"])} if with_refused else {}
     return {
         "round": str(row["round"]),
         "block": str(row["block"]),
@@ -196,6 +199,7 @@ def _round_cells(row: Row) -> dict[str, str]:
         "exchange": f"{row['upload_s'] + row['download_s']:.2f}",
         "wait": f"{row['wait_s']:.2f}",
         "bytes": decimal(row["bytes_up"] + row["bytes_down"] + row["bytes_catch_up"]),
+        **refused,
     }
 
 
@@ -203,6 +207,7 @@ _SUMMARY: dict[str, Callable[[Any], str]] = {
     "method": str,
     "num_rounds": str,
     "num_clients": str,
+    "num_refused": str,
     "loss_before": "{:.4f}".format,
     "loss_after": "{:.4f}".format,
     "seconds": "{:.2f}".format,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import Parameter
 from transformers import PreTrainedModel
@@ -106,9 +106,12 @@ def copy_adapters(source: Path, to: Path, dtype: torch.dtype) -> dict[str, Tenso
 
 
 def merged_sha256(folder: Path) -> str:
-    """The digest of the base model's weights with these adapters, as `save_adapters` was told it."""
-    with safe_open(folder / _WEIGHTS, "pt") as file:
-        return str(file.metadata()["merged_sha256"])
+    """The digest of the base model's weights with these adapters, as `save_adapters` was told it. Raises UserError."""
+    try:
+        with safe_open(folder / _WEIGHTS, "pt") as file:
+            return str(file.metadata()["merged_sha256"])
+    except (SafetensorError, OSError, KeyError, TypeError) as error:  # without metadata it is None
+        raise UserError(f"{folder / _WEIGHTS}: not the adapters of a run: {error!r}; run it again") from None
 
 
 def _adapter(rank: int) -> str:

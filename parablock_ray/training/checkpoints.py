@@ -21,7 +21,7 @@ from torch import Tensor
 
 from parablock_ray import checkpoint
 from parablock_ray.config import Config
-from parablock_ray.errors import RunFailed
+from parablock_ray.errors import RunFailed, UserError
 
 FOLDER = "checkpoints"  # in the run folder
 _STATE, _UPLOADS = "state.safetensors", "uploads.safetensors"
@@ -133,10 +133,18 @@ class Restored:
 
 
 def restored(saved: checkpoint.Checkpoint, staleness: int) -> Restored:
-    """Read a checkpoint of a run with this staleness."""
+    """Read a checkpoint of a run with this staleness. Raises UserError for one that holds something else."""
     num_rounds = max(0, saved.round + 1 - staleness)
-    uploads = {_round_and_client(key): upload for key, upload in saved.tensors(_UPLOADS).items()}
-    return Restored(num_rounds, saved.tensors(_STATE) if num_rounds else None, uploads)
+    try:
+        uploads = {_round_and_client(key): upload for key, upload in saved.tensors(_UPLOADS).items()}
+        return Restored(num_rounds, saved.tensors(_STATE) if num_rounds else None, uploads)
+    except (checkpoint.Damaged, ValueError) as error:
+        raise unusable(saved, str(error)) from None
+
+
+def unusable(saved: checkpoint.Checkpoint, why: str) -> UserError:
+    """What to say of a checkpoint that is whole, but not of this run."""
+    return UserError(f"{saved.folder}: {why}; delete this checkpoint, and resume from another one")
 
 
 def _key(round: int, client: int) -> str:

@@ -17,7 +17,7 @@ from parablock_ray.config import Config
 from parablock_ray.participation import require_enough
 from parablock_ray.tracking.events import Dropped
 from parablock_ray.training.adapters import ADAPTER_FOLDER, save_adapters
-from parablock_ray.training.checkpoints import CheckpointWriter, restored
+from parablock_ray.training.checkpoints import CheckpointWriter, restored, unusable
 from parablock_ray.training.data import FederatedData
 from parablock_ray.training.evaluate import held_out_loss
 from parablock_ray.training.masking import SecureSums, secure_terms
@@ -131,13 +131,16 @@ class Master:
     def restore(self, saved: Checkpoint, plans: Sequence[RoundPlan]) -> list[tuple[RoundPlan, Visit, Tensor]]:
         """On a new master: go on from a checkpoint, where `plans` are of all rounds up to its own.
 
-        Returns the uploads that are pending at the clients, in round order.
+        Returns the uploads that are pending at the clients, in round order. Raises UserError where it does not fit.
         """
         found = restored(saved, self._config.method.staleness)
         self.checkpoints.resume_after(saved.round)
         if found.state is not None:
-            self.server.restore(plans[: found.num_rounds], found.state)
-            self._gate.restore(found.num_rounds, found.state)
+            try:
+                self.server.restore(plans[: found.num_rounds], found.state)
+                self._gate.restore(found.num_rounds, found.state)
+            except (KeyError, ValueError, RuntimeError) as error:  # a vector that is missing, or of another shape
+                raise unusable(saved, f"its state is not this model's: {error}") from None
         visits = [(plan, visit) for plan in plans[found.num_rounds :] for visit in plan.visits]
         for plan in plans[found.num_rounds :]:
             self.open(plan)
@@ -145,14 +148,26 @@ class Master:
         for plan, visit in visits:
             upload = found.uploads.get((plan.round, visit.client))
             if upload is None:  # it was refused since it was not sound
-                assert visit.client in plan.refused, "else it was written down"
+                if visit.client not in plan.refused:
+                    raise unusable(saved, f"it lacks what client {visit.client} sent in round {plan.round}")
                 made = self._refuse(plan.round, visit.client, _AS_LOGGED)
             else:
+                self._check_upload(saved, plan, visit, upload)
                 pending.append((plan, visit, upload))
                 made = self._played_back(plan, visit, upload)
             for _ in made:
                 pass  # all of it was published before
         return pending
+
+    def _check_upload(self, saved: Checkpoint, plan: RoundPlan, visit: Visit, upload: Tensor) -> None:
+        """Raises UserError where it is not what was sent: the gate let that pass, or knew that it was refused."""
+        expected = self.server.upload_params(plan.round, visit.client)
+        if upload.dtype != self._wire.dtype or upload.shape != (expected,):
+            raise unusable(
+                saved,
+                f"what client {visit.client} sent in round {plan.round} is {upload.dtype} of shape "
+                f"{tuple(upload.shape)} there, and should be {self._wire.dtype} of {expected} numbers",
+            )
 
     def _played_back(self, plan: RoundPlan, visit: Visit, upload: Tensor) -> Iterator[Publication | Commit | Dropped]:
         for chunk, (start, end) in enumerate(self._wire.bounds(upload.numel())):

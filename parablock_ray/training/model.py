@@ -56,6 +56,7 @@ def load_model(name: str, dtype: str, seed: int) -> PreTrainedModel:
             dtype=getattr(torch, dtype),
             output_loading_info=True,
             trust_remote_code=False,
+            use_safetensors=True,  # nothing is unpickled
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise _cannot_load(name, str(error)) from error
@@ -177,7 +178,10 @@ def _folder_or_hub_name(name: str) -> str:
     """Where transformers finds the model. Refuses what is plainly a slip before the network is asked."""
     if name == smollm2.NAME:
         return str(smollm2.smollm2_folder())
-    folder = Path(name).expanduser()
+    try:
+        folder = Path(name).expanduser()
+    except RuntimeError as error:
+        raise _cannot_load(name, str(error)) from None
     if folder.is_dir():
         return str(folder)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:

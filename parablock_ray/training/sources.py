@@ -5,7 +5,6 @@ Whatever the source, what comes out is `Example`s; rows.py says which forms the 
 
 import dataclasses
 import difflib
-import json
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,11 +17,13 @@ from parablock_ray.algorithms.rng import generator
 from parablock_ray.config.data import GENERATED, DataConfig, check_source
 from parablock_ray.config.presets import DATASETS, Columns
 from parablock_ray.errors import UserError
+from parablock_ray.json_files import from_json, lines
 from parablock_ray.training.rows import FORMS, EmptyAnswer, Example, Message, example_of, parts_of
 
 _logger = logging.getLogger(__name__)
 
 FILES = (".jsonl", ".parquet")
+MAX_ROWS = 10_000_000  # of a Parquet file: all of them are held in memory
 
 # Seen in reasoning_gym 0.1.25 to make other problems in another process with the same seed: they use the global
 # generator, or the order of a set of strings (PYTHONHASHSEED).
@@ -50,8 +51,13 @@ def read_examples(data: DataConfig, seed: int) -> list[Example]:
     if data.source in DATASETS:
         preset = DATASETS[data.source]
         return list(_hub(preset.hub_name, preset.subset, preset.split, data.columns or preset.columns))
-    path = Path(data.source).expanduser()
-    if path.suffix in FILES or path.exists() or data.source.startswith((".", "/", "~")):
+    path = Path(data.source)
+    try:
+        path = path.expanduser()
+        is_there = path.exists()
+    except (OSError, RuntimeError) as error:  # a name that is too long; a ~user that is not there
+        raise UserError(f"data.source: {data.source[:80]!r} is no name of a file: {error}") from None
+    if path.suffix in FILES or is_there or data.source.startswith((".", "/", "~")):
         return list(_file(path, data.columns))
     return list(_hub(data.source, None, "train", data.columns))
 
@@ -123,7 +129,7 @@ def _check_options(task: str, where: str) -> None:
 
     try:
         name, options = task_options(task)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # a date that there is not
         raise UserError(f"{where}: {task!r} must be written TASK?option=value&option=value") from None
     allowed = sorted({field.name for field in dataclasses.fields(DATASETS[name][1])} - {"seed", "size"})
     for option in sorted(options.keys() - set(allowed)):
@@ -151,14 +157,23 @@ def _file(path: Path, columns: Columns | None) -> Iterator[Example]:
 
 def _jsonl(path: Path) -> Iterator[tuple[str, Any]]:
     """Every line's object, with what names it."""
-    for number, line in enumerate(_content(path).splitlines(), start=1):
+    for number, line in _lines(path):
         if not line.strip():
             continue
         try:
-            row = json.loads(line.decode("utf-8-sig"))
+            row = from_json(line.decode("utf-8-sig"))
         except ValueError as error:  # of the JSON or of its UTF-8
             raise UserError(f"{path}:{number}: this line is not JSON: {error}") from error
         yield f"{path}:{number}", row
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    try:
+        yield from lines(path)
+    except OSError as error:
+        raise UserError(f"data.source: cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"data.source: {path}: {error}") from None
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
@@ -168,8 +183,13 @@ def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
 
     content = pyarrow.BufferReader(_content(path))
     try:
-        rows = parquet.read_table(content).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:  # a spoilt page is an OSError
+        file = parquet.ParquetFile(content)
+        if file.metadata.num_rows > MAX_ROWS:  # a kilobyte can stand for so many equal ones
+            raise UserError(f"data.source: {path} has {file.metadata.num_rows:,} rows; at most {MAX_ROWS:,} are read")
+        rows = file.read().to_pylist()
+    except UserError:
+        raise
+    except (pyarrow.ArrowException, OSError, ValueError) as error:  # a spoilt page is an OSError, text a ValueError
         reason = str(error).partition("\n")[0]
         raise UserError(f"{path}: not a whole Parquet file: {reason}; write or download it again") from error
     for number, row in enumerate(rows):

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -31,4 +32,8 @@ def read_uploads(run_folder: Path, num_rounds: int) -> Iterator[Mapping[int, Ten
                 f"{run_folder}: holds no uploads of round {round} ({file.relative_to(run_folder)}); run it again with "
                 "method.keep_uploads=true"
             )
-        yield {int(client): upload for client, upload in load_file(file).items()}
+        try:
+            uploads = {int(client): upload for client, upload in load_file(file).items()}
+        except (SafetensorError, OSError, ValueError) as error:
+            raise UserError(f"{file}: not the uploads of a round: {error}; run it again") from None
+        yield uploads

@@ -1,8 +1,13 @@
 """A run folder packed there and unpacked here."""
 
+import base64
+import hashlib
+import io
 import json
+import stat
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -78,3 +83,53 @@ def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
     for used in (tmp_path, tmp_path / "file"):
         with pytest.raises(UserError, match=r"^--fetch: .* must be a new or an empty folder"):
             refuse_used(used)
+
+
+def told_of(files: dict[str, bytes], kind: int = 0) -> dict[str, object]:
+    """As a cluster could tell it that is not ours. `kind`: of the files' modes."""
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as zipped:
+        for name, content in files.items():
+            info = zipfile.ZipInfo(name)
+            info.external_attr = kind << 16
+            zipped.writestr(info, content, zipfile.ZIP_DEFLATED)
+    content = archive.getvalue()
+    return {
+        "run_folder": base64.b64encode(content).decode(),
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "left_behind": [],
+    }
+
+
+@pytest.mark.parametrize("name", ["../out", "/tmp/out", "a/../../out", "a\\..\\out"])
+def test_what_would_leave_the_folder_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(RunFailed, match=r"^--fetch: the run folder that came holds .* which is no file in it"):
+        unpack(told_of({"a": b"a", name: b"b"}), tmp_path / "here")
+    assert not (tmp_path / "here").exists()
+
+
+def test_links_that_come_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunFailed, match="which is no file in it"):
+        unpack(told_of({"link": b"/etc/passwd"}, stat.S_IFLNK | 0o777), tmp_path / "here")
+
+
+def test_little_that_becomes_very_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RunFailed, match=r"holds 1 files of 70,000,000 bytes; at most 10,000 of 64,000,000 are taken"):
+        unpack(told_of({"zeros": bytes(70_000_000)}), tmp_path / "here")
+    monkeypatch.setattr("parablock_ray.jobs.fetch.MAX_FILES", 2)
+    with pytest.raises(RunFailed, match="holds 3 files"):
+        unpack(told_of(dict.fromkeys("abc", b"")), tmp_path / "here")
+    assert not (tmp_path / "here").exists()
+
+
+@pytest.mark.parametrize(
+    "told", [{}, [], "no", {"run_folder": 3}, {"run_folder": "AAAA", "sha256": 1, "left_behind": []}]
+)
+def test_what_is_no_run_folder_is_refused(tmp_path: Path, told: object) -> None:
+    with pytest.raises(RunFailed, match=r"^--fetch: (what came from the cluster is no run folder|.* was damaged)"):
+        unpack(told, tmp_path / "here")
+    content = b"no zip"
+    digest = hashlib.sha256(content).hexdigest()
+    whole = {"run_folder": base64.b64encode(content).decode(), "sha256": digest, "left_behind": []}
+    with pytest.raises(RunFailed, match="no run folder: BadZipFile"):
+        unpack(whole, tmp_path / "here")

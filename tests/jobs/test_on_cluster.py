@@ -21,8 +21,15 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Cluster:
+    """`address` of the dashboard; `nodes`: where drivers and other nodes come; `folder`: of all that it writes."""
+
     address: str
-    token_path: Path
+    nodes: str
+    folder: Path
+
+    @property
+    def token_path(self) -> Path:
+        return self.folder / "token"
 
 
 def free_port() -> str:
@@ -53,7 +60,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     assert script.stdout is not None
     try:
         assert "Ctrl-C stops it\n" in iter(script.stdout.readline, "")
-        yield Cluster(f"http://127.0.0.1:{ports['DASHBOARD_PORT']}", folder / "token")
+        yield Cluster(f"http://127.0.0.1:{ports['DASHBOARD_PORT']}", f"127.0.0.1:{ports['PORT']}", folder)
     finally:
         script.send_signal(signal.SIGTERM)
         assert script.communicate()[0].endswith("stopped\n")
@@ -100,6 +107,37 @@ def test_without_the_token_it_is_refused(cluster: Cluster) -> None:
     told = submit(cluster, QUICKSTART, *SHORT)
     assert (told.returncode, told.stdout) == (2, "")
     assert told.stderr.startswith(f"--token-path: the cluster at {cluster.address} asks for its token")
+
+
+@pytest.mark.parametrize("token", [None, "0123456789abcdef" * 4], ids=["no token", "another token"])
+def test_a_driver_without_the_token_is_refused(cluster: Cluster, tmp_path: Path, token: str | None) -> None:
+    own = {} if token is None else {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+    run = [sys.executable, "-m", "parablock_ray", "run", QUICKSTART, *SHORT, "--out", tmp_path / "run"]
+    told = subprocess.run(
+        list(map(str, run)),
+        env=environment(RAY_ADDRESS=cluster.nodes, HOME=str(tmp_path), **own),  # in whose home no token lies
+        capture_output=True,
+        text=True,
+    )
+    assert told.returncode == 2, told.stderr
+    assert told.stderr.splitlines()[-1].startswith("RAY_ADDRESS: ")
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_the_dashboard_listens_on_the_loopback_alone(cluster: Cluster) -> None:
+    port = f":{int(cluster.address.rpartition(':')[2]):04X}"
+    told = [line.split() for file in ("tcp", "tcp6") for line in Path(f"/proc/net/{file}").read_text().splitlines()]
+    listening = [local for _, local, _, state, *_ in told if state == "0A" and local.endswith(port)]
+    assert listening == [f"0100007F{port}"]  # 127.0.0.1, in the machine's order of bytes
+
+
+def test_the_token_is_for_its_owner_and_in_no_other_file(cluster: Cluster) -> None:
+    """After the jobs above, the refused ones among them."""
+    assert cluster.token_path.stat().st_mode & 0o777 == 0o600
+    token = cluster.token_path.read_bytes()
+    files = [path for path in cluster.folder.rglob("*") if path.is_file() and path != cluster.token_path]
+    assert any(path.suffix == ".log" for path in files)
+    assert [path for path in files if token in path.read_bytes()] == []
 
 
 def test_a_job_that_is_not_there(cluster: Cluster) -> None:

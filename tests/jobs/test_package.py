@@ -35,7 +35,7 @@ def config(*overrides: str) -> Config:
 
 def staged(tmp_path: Path, config: Config, with_package: bool = False) -> Path:
     folder = tmp_path / "job"
-    folder.mkdir()
+    folder.mkdir(parents=True)
     stage(config, folder, with_package)
     return folder
 
@@ -105,3 +105,28 @@ def test_a_file_outside_of_the_current_folder_is_refused(here: Path, tmp_path: P
         UserError, match=r"^data\.source: \.\./far\.jsonl lies outside of the current folder, .* absolute"
     ):
         staged(tmp_path, config("data.source=../far.jsonl"))
+
+
+def test_what_is_hidden_stays_here(here: Path, tmp_path: Path) -> None:
+    for name in ("model/config.json", "model/.env", "model/.cache/token", "model/sub/.netrc"):
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / name).write_text("secret")
+    assert files_in(staged(tmp_path, config("model.name=./model"))) == {
+        "config.yaml",
+        "data/train.jsonl",
+        "model/config.json",
+    }
+
+
+def test_a_link_that_leads_out_of_a_folder_is_refused(here: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("secret")
+    (here / "blobs").mkdir()
+    (here / "blobs" / "weights").write_text("weights")
+    (here / "model").mkdir()
+    (here / "model" / "model.safetensors").symlink_to("../blobs/weights")  # as the hub's cache has them
+    assert "model/model.safetensors" in files_in(staged(tmp_path, config("model.name=./model")))
+    (here / "model" / "config.json").symlink_to(tmp_path / "secret")
+    with pytest.raises(
+        UserError, match=r"^model\.name: model/config\.json is a link to .*secret, outside of the current"
+    ):
+        staged(tmp_path / "other", config("model.name=./model"))

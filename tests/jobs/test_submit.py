@@ -44,7 +44,17 @@ def test_a_mistake_in_the_config_is_told_before_the_cluster_is_asked(tmp_path: P
 
 def test_a_variable_needs_a_name_and_a_value(configs: Path) -> None:
     refused = submit(str(configs / "quickstart.yaml"), "--env", "HF_HOME")
-    assert (refused.exit_code, refused.stderr) == (2, "--env: must be KEY=VALUE (got 'HF_HOME')\n")
+    assert (refused.exit_code, refused.stderr) == (2, "--env: must be KEY=VALUE (got 'HF_HOME' and no value)\n")
+
+
+@pytest.mark.parametrize("name", ["WANDB_API_KEY", "HF_TOKEN", "RAY_AUTH_TOKEN", "my_password", "AWS_SECRET"])
+def test_a_secret_is_no_variable_of_a_job(configs: Path, name: str) -> None:
+    refused = submit(str(configs / "quickstart.yaml"), "--env", f"{name}=planted")
+    assert refused.exit_code == 2
+    assert refused.stderr.startswith(
+        f"--env: {name} is the name of a secret, and the dashboard shows a job's variables"
+    )
+    assert "planted" not in refused.stderr
 
 
 def test_a_used_folder_is_refused_before_the_job_starts(configs: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from html import unescape
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner, Result
 
 from parablock_ray import cli
@@ -160,3 +161,29 @@ def test_a_lone_run_has_a_page_too(tmp_path: Path) -> None:
     result = report(run_folder(tmp_path / "run", losses=[1.0]), "--out", tmp_path / "page.html")
     assert (result.exit_code, result.stderr) == (0, "")
     assert "There is one group of runs." in (tmp_path / "page.html").read_text()
+
+
+def test_names_are_text_wherever_they_stand(tmp_path: Path) -> None:
+    """Neither a tag of HTML, nor markup of the terminal, nor mathematics."""
+    name = "<script>alert(1)</script> [/red] $\\frac$ --> &amp;"
+    folder = run_folder(tmp_path / "named")
+    config = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
+    (folder / "config.yaml").write_text(yaml.safe_dump({**config, "name": name}), "utf-8")
+    plain = run_folder(tmp_path / "plain", "seed=1", "method.lr=0.5")
+    assert report(folder, plain, "--out", tmp_path / "page.html").exit_code == 0
+    page = (tmp_path / "page.html").read_text("utf-8")
+    assert "<script" not in page
+    assert name in cells(tmp_path / "page.html")
+    assert name in unescape(re.sub(r"<[^>]*>", "", page[page.index("<figure") :]))  # in a picture too
+    compared = CliRunner().invoke(cli.app, ["compare", str(folder), str(plain)])
+    assert compared.exit_code == 0
+    assert "[/red]" in compared.output
+
+
+def test_refused_updates_have_a_column_where_there_are_any(page: Path, tmp_path: Path) -> None:
+    assert "updates refused" not in cells(page)
+    folders = [run_folder(tmp_path / f"run-seed{seed}", f"seed={seed}", num_refused=3 * seed) for seed in (0, 1)]
+    assert report(*folders, "--out", tmp_path / "refused.html").exit_code == 0
+    found = cells(tmp_path / "refused.html")
+    assert found.count("updates refused") == 2  # of the groups and of the runs
+    assert "1.5 ± 2.1" in found

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import random
+import re
 from typing import Any
 
 import pytest
@@ -149,3 +150,26 @@ def test_clients_outside_the_cohort_count_in_bytes_only() -> None:
 def test_a_single_round_lasts_from_zero_to_its_last_download() -> None:
     events = [event for event in overlapped_run() if event.round == 0]
     assert [row["seconds"] for row in rows_of(events, num_rounds=1)] == [3.5]
+
+
+@pytest.mark.parametrize(
+    ("row", "why"),
+    [
+        ([], "no event, which has `event`: span, committed, dropped"),
+        ({"event": ["span"]}, "no event"),
+        ({"event": "span"}, "span: phase: Field required"),
+        (
+            {"event": "dropped", "round": -1, "client": 0, "why": "late", "detail": ""},
+            "dropped: round: Input should be",
+        ),
+        (
+            {"event": "dropped", "round": "x", "client": 0, "why": "late", "detail": ""},
+            "dropped: round: Input should be",
+        ),
+        ({"event": "dropped", "round": 0, "client": 0, "why": "no", "detail": ""}, "dropped: why: Input should be"),
+        ({"event": "dropped", "round": 0, "client": 0, "why": "late", "detail": "", "more": 1}, "dropped: more: "),
+    ],
+)
+def test_what_is_no_event_is_told(row: object, why: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(why)}"):
+        from_row(row)

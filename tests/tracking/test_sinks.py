@@ -60,7 +60,7 @@ def metrics_row(round: int) -> dict[str, Any]:
         for phase in ("compute", "upload", "download", "wait")
         for suffix in ("", "_max")
     }
-    counts = {"bytes_up": 10**6, "bytes_down": 500_000, "bytes_catch_up": 0, "num_participants": 2}
+    counts = {"bytes_up": 10**6, "bytes_down": 500_000, "bytes_catch_up": 0, "num_participants": 2, "num_refused": 0}
     return {"round": round, "block": round % 2, "loss": 2.0 / (round + 3), "seconds": 1.25} | times | counts
 
 
@@ -372,3 +372,17 @@ def test_group_and_tags_are_those_of_the_config(tmp_path: Path, monkeypatch: pyt
     tracking = {"wandb": "offline", "wandb_group": "trial", "wandb_tags": ["paper", "figure 3"]}
     WandbSink(Config.model_validate(alone.model_dump() | {"tracking": tracking}), resumes=False)
     assert started == [(None, ()), ("trial", ("paper", "figure 3"))]
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_refused_updates_are_shown_where_there_are_any(terminal: bool) -> None:
+    assert "refused" not in console_output(terminal, num_rows=2)
+    out = io.StringIO()
+    sink = ConsoleSink(Console(file=out, force_terminal=terminal, width=100), num_rounds=3)
+    for round, num_refused in enumerate([0, 3]):
+        sink.round(metrics_row(round) | {"num_refused": num_refused})
+    sink.finish(SUMMARY | {"num_refused": 3})
+    sink.close()
+    rounds, summary = out.getvalue().rsplit("summary", 1)
+    assert "refused" in rounds
+    assert "num_refused" in summary

@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pytest
 import torch
+from pyarrow import parquet
 
 from parablock_ray.config.data import DataConfig
 from parablock_ray.errors import UserError
@@ -375,3 +377,25 @@ def test_a_round_takes_every_example_before_it_repeats_one(tokenizer):
     first = [tokenizer.decode(row[:1]) for batch in found for row in batch["input_ids"]]
     assert sorted(first[:4]) == ["0", "2", "3", "4"]
     assert first[4:] == first[:2]
+
+
+@pytest.mark.parametrize("source", ["a" * 5_000, "~nobody9/rows.jsonl"])
+def test_a_source_that_can_be_no_file_is_told(source):
+    with pytest.raises(UserError, match=r"^data\.source: .* is no name of a file: "):
+        read_examples(DataConfig(source=source), 0)
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, '{"instruction": "a", "output": "\\ud800"}', "9" * 5_000])
+def test_lines_that_no_reader_should_choke_on(tmp_path, line):
+    (tmp_path / "rows.jsonl").write_text(line + "\n")
+    with pytest.raises(UserError, match=r"rows\.jsonl:1: this line is not JSON: "):
+        read_examples(DataConfig(source=str(tmp_path / "rows.jsonl")), 0)
+
+
+def test_a_small_parquet_file_of_very_many_rows_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("parablock_ray.training.sources.MAX_ROWS", 1_000)
+    file = tmp_path / "rows.parquet"
+    column = pyarrow.array(["a"]).take(pyarrow.array([0] * 1_001))
+    parquet.write_table(pyarrow.table({"instruction": column, "output": column}), file)
+    with pytest.raises(UserError, match=r"has 1,001 rows; at most 1,000 are read$"):
+        read_examples(DataConfig(source=str(file)), 0)

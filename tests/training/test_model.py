@@ -1,6 +1,7 @@
 """Models: the built-in one, folders, digests, and names that cannot be loaded."""
 
 import hashlib
+import json
 import shutil
 
 import pytest
@@ -174,3 +175,22 @@ def test_a_folder_without_a_config_or_tokenizer(tmp_path):
         model_config(str(tmp_path))
     with pytest.raises(UserError, match="its tokenizer"):
         load_tokenizer(str(tmp_path))
+
+
+def test_pickled_weights_are_not_read(saved_tiny, tmp_path):
+    shutil.copytree(saved_tiny, tmp_path / "pickled")
+    (tmp_path / "pickled" / "model.safetensors").unlink()
+    torch.save(load_model("tiny", "float32", 0).state_dict(), tmp_path / "pickled" / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"^model\.name: cannot load .*safetensors"):
+        load_model(str(tmp_path / "pickled"), "float32", 0)
+
+
+def test_code_beside_a_model_is_not_run(saved_tiny, tmp_path):
+    folder = shutil.copytree(saved_tiny, tmp_path / "own")
+    config = json.loads((folder / "config.json").read_text())
+    names = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "own", "auto_map": names}))
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    with pytest.raises(UserError, match=r"^model\.name: cannot load "):
+        load_model(str(folder), "float32", 0)
+    assert not (tmp_path / "ran").exists()
