@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from parablock_ray import __version__
+from parablock_ray.accounting import privacy_line
 from parablock_ray.config import Config, load_config
 from parablock_ray.errors import RunFailed, Stopped, UserError
 
@@ -79,6 +80,8 @@ def validate(config: ConfigPath, overrides: Overrides = None) -> None:
         checked = load_config(config, overrides or [])
         check_files(checked)
         typer.echo(f"OK: {_described(checked)}")
+        if (line := privacy_line(checked)) is not None:
+            typer.echo(line)
 
 
 @app.command()
@@ -138,6 +141,8 @@ def plan(
         console.width = max(console.width, MIN_WIDTH)
         for part in parts(made):
             console.print(part, highlight=False, soft_wrap=isinstance(part, str))
+        if (line := privacy_line(checked)) is not None:
+            typer.echo(line)
 
 
 @app.command()

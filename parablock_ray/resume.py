@@ -53,9 +53,9 @@ def _take_up(folder: Path, config: Config, resumed: Resumed) -> None:
 
 
 def _is_finished(folder: Path, config: Config) -> bool:
-    """Whether it came to its end, and no more rounds are asked for."""
+    """Whether it came to its end, and no more rounds are asked for. A private run is over for good: its key is gone."""
     try:
         summary = json.loads((folder / "summary.json").read_text("utf-8"))
     except FileNotFoundError:
         return False
-    return config.method.rounds <= int(summary["num_rounds"])
+    return config.privacy.is_on or config.method.rounds <= int(summary["num_rounds"])

@@ -31,6 +31,7 @@ RANKS = {
     "training": 6,
     "deadlines": 6,
     "participation": 5,
+    "privacy": 5,
     "server_memory": 4,
     "reprice": 4,
     "pricing": 3,
@@ -41,6 +42,7 @@ RANKS = {
     "algorithms": 2,
     "secure": 2,
     "tracking": 2,
+    "accounting": 2,
     "checkpoint": 1,
     "lock": 1,
     "config": 1,
@@ -54,10 +56,12 @@ ONLY_IN = (
     | {library: {"training", "evaluation"} for library in ("transformers", "datasets", "reasoning_gym")}
     | {library: {"evaluation"} for library in ("rouge_score", "nltk", "langdetect", "lm_eval")}
     | {library: {"secure"} for library in ("cryptography", "shamirs")}
+    | {"dp_accounting": {"accounting"}}
 )
 NOT_AT_START = {"datasets", "deepspeed", "lm_eval", "matplotlib", "nltk", "peft", "rouge_score", "scipy.stats", "wandb"}
 NO_TORCH = {
-    *("cli", "jobs", "sweeping", "reporting", "network", "secure", "tracking", "named_files", "config", "errors")
+    *("cli", "jobs", "sweeping", "reporting", "network", "secure", "tracking", "named_files", "config", "errors"),
+    "accounting",
 }
 
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -34,7 +34,8 @@ class RoundPlan:
 
     `reads` is the last round whose aggregate a client may use: exactly t − 1 − staleness, negative where there
     is none yet. `visits` stand in fold order: n_i descending, ties by client id. `refused`: clients of these visits
-    of whose updates it is known that they are refused; they train and send all the same.
+    of whose updates it is known that they are refused; they train and send all the same. `clip`: the norm to which the
+    deltas of a private round are cut; None: the round is not private.
     """
 
     round: int
@@ -43,6 +44,7 @@ class RoundPlan:
     visits: tuple[Visit, ...]
     lr: float
     refused: frozenset[int] = frozenset()
+    clip: float | None = None
 
     def without(self, clients: Collection[int]) -> "RoundPlan":
         """The round with these clients left out; the shares stay those of the cohort that was planned."""
@@ -110,6 +112,8 @@ class Commit:
     `plan`: without those who have no part in it. `refused`, in fold order: those of them who had sent something.
 
     `uploads`: client → what it sent, flat, in the wire dtype; of methods that are told to keep them.
+
+    `unclipped`: of a private round whose clip moves, the noised share of clients that were not cut.
     """
 
     plan: RoundPlan
@@ -117,6 +121,7 @@ class Commit:
     refused: tuple[int, ...] = ()
     module_ranks: tuple[ModuleRank, ...] = ()
     uploads: Mapping[int, Tensor] = field(default_factory=dict)
+    unclipped: float | None = None
 
 
 @dataclass(frozen=True)

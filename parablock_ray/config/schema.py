@@ -10,6 +10,7 @@ from parablock_ray.config.evaluation import EvaluationConfig
 from parablock_ray.config.lora import CollectingMethod, LoraMethod, check_num_ranks
 from parablock_ray.config.method import FedCyBGD, MethodConfig
 from parablock_ray.config.network import NetworkConfig
+from parablock_ray.config.privacy import PrivacyConfig
 from parablock_ray.config.server import Rule, ServerConfig, least_participants
 
 # DeepSpeed's own keys that change neither the optimizer nor what a step computes. All others are ours to set.
@@ -39,7 +40,8 @@ class ModelConfig(Strict):
 class ClientsConfig(Strict):
     num: PositiveInt
     per_round: PositiveInt | None = None  # None: all of them
-    sampling: Literal["uniform", "by_size"] = "uniform"  # by_size: large clients more often, and then of equal weight
+    # by_size: large clients more often, and then of equal weight; poisson: each by itself, for privacy's accountant
+    sampling: Literal["uniform", "by_size", "poisson"] = "uniform"
     on_error: Literal["fail", "drop"] = "fail"  # of a client's training
     on_death: Literal["replay", "drop", "fail"] = "replay"  # of a process or node
     max_replays: NonNegativeInt = 5  # so many deaths does a run survive
@@ -67,9 +69,9 @@ class ClientsConfig(Strict):
 
     @model_validator(mode="after")
     def _there_is_a_draw(self) -> "ClientsConfig":
-        if self.sampling == "by_size" and self.per_round in (None, self.num):
+        if self.sampling != "uniform" and self.per_round in (None, self.num):
             raise ValueError(
-                f"sampling: by_size draws some of the clients for a round, so it needs clients.per_round below "
+                f"sampling: {self.sampling} draws some of the clients for a round, so it needs clients.per_round below "
                 f"clients.num = {self.num} (got {self.per_round or 'none, which is all'})"
             )
         return self
@@ -144,6 +146,7 @@ class Config(Strict):
     engine: EngineConfig = EngineConfig()
     method: MethodConfig
     server: ServerConfig = ServerConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
     network: NetworkConfig = NetworkConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -238,6 +241,11 @@ class Config(Strict):
         return self
 
     @model_validator(mode="after")
+    def _clients_are_hidden(self) -> "Config":
+        check_privacy(self)
+        return self
+
+    @model_validator(mode="after")
     def _every_block_has_its_seconds(self) -> "Config":
         step_s, num_blocks = self.network.compute_s, self.method.num_blocks
         if isinstance(step_s, list) and len(step_s) != num_blocks:
@@ -299,6 +307,76 @@ class Config(Strict):
                 f"an example for every client (got {num_train})"
             )
         return self
+
+
+def check_privacy(config: Config) -> None:
+    """What privacy.clip goes with: everywhere else one client could move what is told by more than the clip, or a round
+    would be told twice. Raises ValueError."""
+    privacy, clients, method, server = config.privacy, config.clients, config.method, config.server
+    if privacy.clip is None:
+        if clients.sampling == "poisson":
+            raise ValueError("clients.sampling: poisson is for privacy.clip, which divides by the expected clients")
+        return
+    if isinstance(method, CollectingMethod):
+        raise ValueError(
+            f"privacy.clip: must be left out with method.name={method.name}, whose clients send whole adapters: what "
+            "the server makes of them (products, stacks, single adapters handed on) moves by more than a bound on the "
+            "factors says; fedit, ffa_lora and the block methods take it"
+        )
+    if isinstance(method, FedCyBGD):
+        raise ValueError(
+            "privacy.clip: must be left out with method.name=fedcybgd, whose rounds have one client: noise that hides "
+            "it hides all there is"
+        )
+    if config.network.exchange == "cut_through":
+        raise ValueError(
+            "network.exchange: must be store_and_forward with privacy.clip: once an update is refused, chunks that cut "
+            "through come again without it, and two noised sums tell more than one (got cut_through)"
+        )
+    if server.rule.name != "mean":
+        raise ValueError(
+            f"server.rule: must be mean with privacy.clip, whose noise hides how far a client moves a sum; one client "
+            f"may move what another rule takes by more (got {server.rule.name})"
+        )
+    if server.max_norm_over_median is not None:
+        raise ValueError(
+            "server.max_norm_over_median: must be left out with privacy.clip: one client's norm would decide on "
+            "whether others are refused"
+        )
+    if server.max_norm is not None and (
+        privacy.quantile is not None or privacy.noise == "clients" or server.max_norm < privacy.clip
+    ):
+        raise ValueError(
+            "server.max_norm: with privacy.clip it refuses those who did not cut their update, so it must be at least "
+            "the clip, and left out with privacy.quantile, which moves the clip, and with privacy.noise: clients, "
+            f"whose noise is larger (got {server.max_norm:g})"
+        )
+    if clients.sampling == "by_size":
+        raise ValueError(
+            "clients.sampling: must be uniform or poisson with privacy.clip: its accountant counts on clients that are "
+            "drawn alike (got by_size)"
+        )
+    if clients.over_sample:
+        raise ValueError(
+            f"clients.over_sample: must be 0 with privacy.clip: who is in time would push others out of the sum "
+            f"(got {clients.over_sample})"
+        )
+    if clients.on_death == "drop":
+        raise ValueError(
+            "clients.on_death: must be replay or fail with privacy.clip: a round that may have been told would be told "
+            "again without the clients that died (got drop)"
+        )
+    if clients.sampling == "poisson" and (clients.min_participants > 1 or privacy.noise == "clients"):
+        raise ValueError(
+            "clients.sampling: must be uniform with clients.min_participants over 1 and with privacy.noise: clients: a "
+            "poisson draw may be of any size"
+        )
+    assert privacy.delta is not None
+    if privacy.delta >= 1 / clients.num:
+        raise ValueError(
+            f"privacy.delta: must be less than 1 / clients.num = {1 / clients.num:g}, with which publishing a client "
+            f"outright would count as private (got {privacy.delta:g})"
+        )
 
 
 def _described(rule: Rule) -> str:

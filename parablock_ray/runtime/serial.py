@@ -38,7 +38,8 @@ class SerialRuntime:
         config, population, data = self._setup.config, self._setup.population, self._setup.data
         torch.set_num_threads(config.workers.threads)
         self._master = Master(config, population, data, Path(config.out))
-        self._worker = Worker(config, population, data, device_of(config.workers), self._setup.make_engine)
+        device, make_engine = device_of(config.workers), self._setup.make_engine
+        self._worker = Worker(config, population, data, device, make_engine, self._setup.share_key)
         self._worker.warm_up()
         if config.evaluation.every is not None:
             from parablock_ray.evaluation.evaluator import Evaluator  # its scorers take seconds to import

@@ -196,6 +196,7 @@ def _round_cells(row: Row) -> dict[str, str]:
         "exchange": f"{row['upload_s'] + row['download_s']:.2f}",
         "wait": f"{row['wait_s']:.2f}",
         "bytes": decimal(row["bytes_up"] + row["bytes_down"] + row["bytes_catch_up"]),
+        **({"epsilon": f"{row['epsilon']:.4g}"} if "epsilon" in row else {}),
     }
 
 
@@ -212,6 +213,8 @@ _SUMMARY: dict[str, Callable[[Any], str]] = {
     "bytes_up": decimal,
     "bytes_down": decimal,
     "bytes_catch_up": decimal,
+    "epsilon": "{:.4g}".format,
+    "delta": "{:g}".format,
     "weights_sha256": str,
 }
 
