@@ -146,14 +146,15 @@ def _check_same(saved: Checkpoint, config: Config) -> None:
         return
     before = _config_of(saved)
     differing = differing_keys([before, config], ignoring=CHANGE_NO_VALUE)
-    if config.method.rounds > before.method.rounds and config.method.lr_schedule == "constant":
+    may_grow = config.method.lr_schedule == "constant" and not config.privacy.is_on  # the noise is for so many rounds
+    if config.method.rounds > before.method.rounds and may_grow:
         differing.pop("method.rounds", None)
     told = [f"{key} was {old!r} (now {new!r})" for key, (old, new) in differing.items() if key not in WHO_DOES_IT]
     if told:
         raise UserError(
             f"{config.out}: cannot be resumed as another run: {', '.join(told)}; allowed are other values of "
             f"{', '.join(sorted(CHANGE_NO_VALUE | WHO_DOES_IT))}, and more method.rounds if method.lr_schedule is "
-            "constant"
+            "constant and privacy is off"
         )
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from parablock_ray import __version__
+from parablock_ray.accounting import privacy_line
 from parablock_ray.config import Config, load_config
 from parablock_ray.errors import RunFailed, Stopped, UserError
 
@@ -81,6 +82,8 @@ def validate(config: ConfigPath, overrides: Overrides = None) -> None:
         check_files(checked)
         check_secure_aggregation(checked)
         typer.echo(f"OK: {_described(checked)}")
+        if (line := privacy_line(checked)) is not None:
+            typer.echo(line)
 
 
 @app.command()
@@ -140,6 +143,8 @@ def plan(
         console.width = max(console.width, MIN_WIDTH)
         for part in parts(made):
             console.print(part, highlight=False, soft_wrap=isinstance(part, str))
+        if (line := privacy_line(checked)) is not None:
+            typer.echo(line)
 
 
 @app.command()

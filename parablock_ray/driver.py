@@ -19,7 +19,7 @@ from parablock_ray import __version__
 from parablock_ray.algorithms.adapters import check_adapters
 from parablock_ray.algorithms.base import Method
 from parablock_ray.algorithms.blocks import check_num_blocks
-from parablock_ray.algorithms.methods import WithoutSizes, make_method, trains_adapters
+from parablock_ray.algorithms.methods import WithoutSizes, trains_adapters
 from parablock_ray.algorithms.population import Population
 from parablock_ray.checkpoint import newest
 from parablock_ray.checkpointing import Completer, Resumed
@@ -32,6 +32,7 @@ from parablock_ray.lora_measures import lora_measures
 from parablock_ray.named_files import known_participation
 from parablock_ray.participation import Late, Participation
 from parablock_ray.pricing import Pricing, VirtualBook, price
+from parablock_ray.privacy import KEY_FILE, Privacy
 from parablock_ray.recovery import recover
 from parablock_ray.reporting.command import page_of_run
 from parablock_ray.runtime import RunSetup, Runtime, make_runtime, runtime_sinks
@@ -53,7 +54,7 @@ from parablock_ray.training.model import load_tokenizer, max_context, model_conf
 
 _logger = logging.getLogger(__name__)
 
-_RUN_FILES = ("config.yaml", "clients.svg", "events.jsonl", "metrics.jsonl", "evaluations.jsonl")
+_RUN_FILES = ("config.yaml", "clients.svg", "events.jsonl", "metrics.jsonl", "evaluations.jsonl", KEY_FILE)
 Judge = Callable[[Path], list[TaskResult]]
 """What the model of a folder is found to do."""
 
@@ -80,6 +81,7 @@ class _Experiment:
     population: Population
     method: Method
     participation: Participation
+    privacy: Privacy
     pricing: Pricing
     judge: Judge | None
     console: Console
@@ -92,10 +94,13 @@ class _Experiment:
 
 def _carry_out(config: Config, resumed: Resumed | None) -> dict[str, Any]:
     made_with, console, prepared = versions(), Console(markup=False), prepare(config)
+    privacy = Privacy(config, resumes=resumed is not None)
     data, population = prepared.data, prepared.population
-    method = make_method(config.method, population)
+    method = privacy.method(config.method, population)
     if config.secure_aggregation.enabled:
         method = WithoutSizes(method)
+    if (line := privacy.line()) is not None:
+        console.print(line, highlight=False, soft_wrap=True)
     console.print(data.report.line(), highlight=False, soft_wrap=True)
     console.print(split_line(config.data.split.name, data.report.labels), highlight=False, soft_wrap=True)
     console.print(padding_line(data, population, config), highlight=False, soft_wrap=True)
@@ -105,10 +110,13 @@ def _carry_out(config: Config, resumed: Resumed | None) -> dict[str, Any]:
     if config.clients.leaves_out_the_slow:
         late = late_by(config, pricing, population, model_shapes(config.model.name))
     participation = Participation(config.clients.min_participants, late, known_participation(config))
-    experiment = _Experiment(config, data, population, method, participation, pricing, judge, console, made_with)
+    experiment = _Experiment(
+        config, data, population, method, participation, privacy, pricing, judge, console, made_with
+    )
     with ExitStack() as cleanup:
         if resumed is None:
             cleanup.enter_context(claimed(experiment.out, config))
+            privacy.write_key()
         for num_replays in count():
             try:
                 return _attempt(experiment, resumed, num_replays)
@@ -120,10 +128,11 @@ def _carry_out(config: Config, resumed: Resumed | None) -> dict[str, Any]:
 def _attempt(experiment: _Experiment, resumed: Resumed | None, num_replays: int) -> dict[str, Any]:
     """The run, from where it is taken up to its end. Raises ProcessDied with every process of it ended."""
     config, method, console, out = experiment.config, experiment.method, experiment.console, experiment.out
-    participation = experiment.participation
+    participation, privacy = experiment.participation, experiment.privacy
     pricing, virtual = experiment.pricing, config.network.mode == "virtual"
     book = VirtualBook(method.num_rounds, pricing) if virtual else RoundBook(method.num_rounds)
-    runtime = make_runtime(RunSetup(config, experiment.population, experiment.data, make_engine))
+    setup = RunSetup(privacy.told, experiment.population, experiment.data, make_engine, privacy.share_key)
+    runtime = make_runtime(setup)
     with ExitStack() as cleanup:
         resumes = resumed is not None or num_replays > 0
         sinks = [*open_sinks(config, console, resumes), *runtime_sinks(config)]
@@ -141,12 +150,13 @@ def _attempt(experiment: _Experiment, resumed: Resumed | None, num_replays: int)
             num_done, told = resumed.saved.round + 1, list(resumed.events)
             for event in told:
                 participation.note(event)
-            plans = [participation.attend(method.plan(round))[0] for round in range(num_done)]
+                privacy.note(event)
+            plans = [privacy.with_clip(participation.attend(method.plan(round))[0]) for round in range(num_done)]
             runtime.restore(resumed.saved, plans, resumed.clock_s)
             for row in resumed.evaluations:
                 tell_evaluation(row, sinks)
         completer = Completer(runtime.complete_checkpoint, config, loss_before, num_done)
-        events, rows = run_rounds(method, participation, runtime, book, sinks, completer, told)
+        events, rows = run_rounds(method, participation, privacy, runtime, book, sinks, completer, told)
         loss_after = finite(runtime.evaluate())
         with told_if_full(out, RESUME):
             final = runtime.finish(out / "model")
@@ -167,6 +177,7 @@ def _attempt(experiment: _Experiment, resumed: Resumed | None, num_replays: int)
             "loss_before": loss_before,
             "loss_after": loss_after,
             **summed(rows, bound_s=timeline.seconds, mode=config.network.mode),
+            **privacy.summary(method.num_rounds),
             **lora_measures(config, experiment.population, events),
             "weights_sha256": final.weights_sha256,
             "peak_rss_bytes": final.peak_rss_bytes,
@@ -174,6 +185,7 @@ def _attempt(experiment: _Experiment, resumed: Resumed | None, num_replays: int)
         }
         for sink in sinks:
             sink.finish(summary)
+        privacy.forget_key()
         for evaluated in runtime.remaining_evaluations():
             tell_evaluation(asdict(evaluated), sinks)
         runtime.close()  # its processes give their memory back before another model is loaded
@@ -201,7 +213,9 @@ def prepare(config: Config) -> Prepared:
             _logger.warning(oddity)
     data = build_data(config.data, config.clients.num, config.seed, tokenizer, max_context(shape))
     num_drawn, sampling = config.clients.cohort_size + config.clients.over_sample, config.clients.sampling
-    population = Population(data.clients.num_examples, num_drawn, config.seed, config.data.arrival, sampling)
+    population = Population(
+        data.clients.num_examples, num_drawn, config.seed, config.data.arrival, sampling, config.privacy.is_on
+    )
     if config.secure_aggregation.enabled:
         require_packages()
         fixed_point(config, max(population.num_examples))
@@ -226,6 +240,7 @@ def ready_line(config: Config, num_workers: int, loss_before: float) -> str:
 def run_rounds(
     method: Method,
     participation: Participation,
+    privacy: Privacy,
     runtime: Runtime,
     book: RoundBook | VirtualBook,
     sinks: Sequence[Sink],
@@ -243,7 +258,8 @@ def run_rounds(
     def note(event: Event) -> None:
         events.append(event)
         participation.note(event)
-        finished, as_told = book.add(event), as_row(event)
+        privacy.note(event)
+        finished, as_told = [{**row, **privacy.columns(row["round"])} for row in book.add(event)], as_row(event)
         rows.extend(finished)
         for sink in sinks:
             sink.event(as_told)
@@ -266,7 +282,7 @@ def run_rounds(
                 plan, dropped = participation.attend(method.plan(num_submitted))
                 for each in dropped:
                     note(each)
-                runtime.submit(plan)
+                runtime.submit(privacy.with_clip(plan))
                 num_submitted += 1
             for event in runtime.events():
                 note(event)

@@ -54,11 +54,11 @@ def _take_up(folder: Path, config: Config, resumed: Resumed) -> None:
 
 
 def _is_finished(folder: Path, config: Config) -> bool:
-    """Whether it came to its end, and no more rounds are asked for."""
+    """Whether it came to its end, and no more rounds are asked for. A private run is over for good: its key is gone."""
     try:
         num_rounds = int(json_file(folder / "summary.json")["num_rounds"])
     except FileNotFoundError:
         return False
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder}/summary.json: cannot be read: {error!r}; delete it, and resume again") from None
-    return config.method.rounds <= num_rounds
+    return config.privacy.is_on or config.method.rounds <= num_rounds

@@ -115,6 +115,18 @@ def test_validate_says_what_would_run(config: str) -> None:
     )
 
 
+def test_validate_says_what_privacy_comes_to(config: str) -> None:
+    private = ["privacy.clip=1", "privacy.noise_multiplier=20", "privacy.delta=1e-3"]
+    result = invoke("validate", config, *private)
+    assert result.exit_code == 0
+    [line] = [line for line in result.stdout.splitlines() if line.startswith("privacy: ")]
+    assert line.startswith("privacy: epsilon 0.")
+    assert line.endswith("at delta 0.001 after 12 rounds, noise multiplier 20, every client in every round")
+    refused = invoke("validate", config, *private, "privacy.quantile=0.5", "privacy.count_noise=2")
+    assert refused.exit_code == 2
+    assert refused.stderr.startswith("privacy.count_noise: must be over half of the noise multiplier")
+
+
 @pytest.mark.parametrize(
     "override", ["network.trace=none.csv", "clients.participation=none.jsonl"], ids=lambda text: text.partition("=")[0]
 )

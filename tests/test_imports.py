@@ -31,6 +31,7 @@ RANKS = {
     "training": 6,
     "deadlines": 6,
     "participation": 5,
+    "privacy": 5,
     "server_memory": 4,
     "reprice": 4,
     "pricing": 3,
@@ -42,6 +43,7 @@ RANKS = {
     "algorithms": 2,
     "secure": 2,
     "tracking": 2,
+    "accounting": 2,
     "checkpoint": 1,
     "lock": 1,
     "config": 1,
@@ -56,11 +58,13 @@ ONLY_IN = (
     | {library: {"training", "evaluation"} for library in ("transformers", "datasets", "reasoning_gym")}
     | {library: {"evaluation"} for library in ("rouge_score", "nltk", "langdetect", "lm_eval")}
     | {library: {"secure"} for library in ("cryptography", "shamirs")}
+    | {"dp_accounting": {"accounting"}}
 )
 NOT_AT_START = {"datasets", "deepspeed", "lm_eval", "matplotlib", "nltk", "peft", "rouge_score", "scipy.stats", "wandb"}
 NO_TORCH = {
     *("cli", "jobs", "sweeping", "reporting", "network", "secure", "secure_terms", "tracking", "named_files"),
     *("config", "json_files", "errors"),
+    "accounting",
 }
 
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -83,6 +83,11 @@ class RoundSum:
         assert self._total is not None
         return self._total[start:end] / sum(weight for _, weight in self._order)
 
+    def total(self) -> Tensor:
+        """Σ w_i Δ_i of a complete round; not to be changed."""
+        assert self._total is not None
+        return self._total
+
     def _fold(self, chunk: int) -> None:
         if self._total is None:
             self._total = torch.zeros(self.bounds[-1][1], dtype=self._dtype)

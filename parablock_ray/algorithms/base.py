@@ -34,7 +34,8 @@ class RoundPlan:
 
     `reads` is the last round whose aggregate a client may use: exactly t − 1 − staleness, negative where there
     is none yet. `visits` stand in fold order: n_i descending, ties by client id. `refused`: clients of these visits
-    of whose updates it is known that they are refused; they train and send all the same.
+    of whose updates it is known that they are refused; they train and send all the same. `clip`: the norm to which the
+    deltas of a private round are cut; None: the round is not private.
     """
 
     round: int
@@ -43,6 +44,7 @@ class RoundPlan:
     visits: tuple[Visit, ...]
     lr: float
     refused: frozenset[int] = frozenset()
+    clip: float | None = None
 
     def without(self, clients: Collection[int]) -> "RoundPlan":
         """The round with these clients left out; the shares stay those of the cohort that was planned."""
@@ -117,6 +119,7 @@ class Commit:
 
     `uploads`: client → what it sent, flat, in the wire dtype; of methods that are told to keep them.
     `sum_of_weights`: Σ n_i, where the sum told it and not the plan.
+    `unclipped`: of a private round whose clip moves, the noised share of clients that were not cut.
     """
 
     plan: RoundPlan
@@ -125,6 +128,7 @@ class Commit:
     module_ranks: tuple[ModuleRank, ...] = ()
     uploads: Mapping[int, Tensor] = field(default_factory=dict)
     sum_of_weights: int | None = None
+    unclipped: float | None = None
 
 
 @dataclass(frozen=True)

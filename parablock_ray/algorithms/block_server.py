@@ -13,6 +13,7 @@ from parablock_ray.algorithms.base import Commit, Publication, RoundPlan, Update
 from parablock_ray.algorithms.blocks import copy_kept, flatten, make_layout, unflatten_into
 from parablock_ray.algorithms.lora import Adapter
 from parablock_ray.algorithms.population import Attendance, Population
+from parablock_ray.algorithms.privacy import GaussianMean, NoisedSum
 from parablock_ray.algorithms.robust import RoundVectors, open_round
 from parablock_ray.algorithms.wire import Wire
 from parablock_ray.config.lora import FactorMethod
@@ -23,9 +24,9 @@ from parablock_ray.config.server import Rule
 class _OpenRound:
     """A round on its way: its sum, and the second buffer into which the server steps chunk by chunk."""
 
-    def __init__(self, plan: RoundPlan, total: RoundSum | RoundVectors) -> None:
+    def __init__(self, plan: RoundPlan, total: RoundSum | RoundVectors | NoisedSum) -> None:
         self.planned = self.plan = plan
-        self.total: RoundSum | RoundVectors | GivenMean = total
+        self.total: RoundSum | RoundVectors | NoisedSum | GivenMean = total
         self.refused: set[int] = set()
         self.restart()
 
@@ -56,7 +57,7 @@ class BlockServer:
         parameters: Mapping[str, Tensor],
         wire: Wire,
         cut_through: bool,
-        rule: Rule,
+        rule: Rule | GaussianMean,
     ) -> None:
         self.num_committed = 0
         self.layout = make_layout(parameters, config.num_blocks, config.parameters)
@@ -226,9 +227,11 @@ class BlockServer:
         unflatten_into(current.new_value, self._tensors[plan.block])
         del self._open[plan.round]
         self.num_committed += 1
+        total = current.total
         return Commit(
             plan,
             current.squared_norm**0.5,
             refused=current.planned.in_order(current.refused),
-            sum_of_weights=current.total.sum_of_weights if isinstance(current.total, GivenMean) else None,
+            sum_of_weights=total.sum_of_weights if isinstance(total, GivenMean) else None,
+            unclipped=total.unclipped if isinstance(total, NoisedSum) else None,
         )

@@ -88,7 +88,7 @@ class Gate:
         """Expect this round's updates. `num_params`: client → of its upload."""
         bounds = {num: self._wire.bounds(num) for num in set(num_params.values())}
         uploads = {client: _Upload(num, bounds[num]) for client, num in num_params.items()}
-        largest = self._largest_sum / sum(visit.weight for visit in plan.visits)
+        largest = self._largest_sum / max(1, sum(visit.weight for visit in plan.visits))
         self._rounds[plan.round] = _Round(plan, largest, uploads)
 
     def num_chunks(self, round: int) -> dict[int, int]:

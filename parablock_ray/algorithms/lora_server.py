@@ -27,6 +27,7 @@ from parablock_ray.algorithms.blocks import copy_kept
 from parablock_ray.algorithms.lora import Adapter, fit, update_norm
 from parablock_ray.algorithms.lora_methods import Collecting, ModuleUpdate, by_rank, rank_down, rule_of, starts_afresh
 from parablock_ray.algorithms.population import Attendance, Population
+from parablock_ray.algorithms.privacy import GaussianMean
 from parablock_ray.algorithms.wire import Wire
 from parablock_ray.config.lora import FactorMethod, FFALoRA
 from parablock_ray.config.method import BlockMethod
@@ -43,7 +44,7 @@ class FactorServer:
         parameters: Mapping[str, Tensor],
         wire: Wire,
         cut_through: bool,
-        rule: Rule,
+        rule: Rule | GaussianMean,
     ) -> None:
         [rank] = all_ranks(config.lora)
         self._scaling = config.lora.alpha / rank
@@ -140,7 +141,7 @@ class LoraServer:
         parameters: Mapping[str, Tensor],
         wire: Wire,
         cut_through: bool,
-        rule: Rule,
+        rule: Rule | GaussianMean,
     ) -> None:
         assert not cut_through, "a rule needs whole adapters"
         assert isinstance(rule, Mean), "the method has a rule of its own"

@@ -18,6 +18,7 @@ from parablock_ray.algorithms.lora_methods import LoraSchedule
 from parablock_ray.algorithms.lora_replica import LoraReplica, factor_replica
 from parablock_ray.algorithms.lora_server import FactorServer, LoraServer
 from parablock_ray.algorithms.population import Population
+from parablock_ray.algorithms.privacy import GaussianMean
 from parablock_ray.algorithms.wire import Wire
 from parablock_ray.config.lora import LoraMethod
 from parablock_ray.config.method import BlockMethod, MethodConfig
@@ -39,7 +40,7 @@ def block_server(
     parameters: Mapping[str, Tensor],
     wire: Wire,
     cut_through: bool,
-    rule: Rule,
+    rule: Rule | GaussianMean,
 ) -> Server:
     """Around blocks of the model's parameters, or of adapters."""
     kind = FactorServer if config.parameters == "lora" else BlockServer
@@ -102,7 +103,7 @@ def make_server(
     parameters: Mapping[str, Tensor],
     wire: Wire,
     cut_through: bool,
-    rule: Rule,
+    rule: Rule | GaussianMean,
 ) -> Server:
     """Its server's half, around the parameters of the fp32 master, which it updates in place at each commit."""
     return METHODS[config.name].server(config, population, parameters, wire, cut_through, rule)

@@ -11,19 +11,26 @@ from torch import Tensor
 
 from parablock_ray.algorithms.base import RoundPlan, Visit
 from parablock_ray.algorithms.rng import generator
+from parablock_ray.algorithms.secret import uniform
 from parablock_ray.config.data import Arrival
 
 
 @dataclass(frozen=True)
 class Population:
     """Who may take part: `num_examples[i]` is n_i once all has arrived; `num_drawn` clients are drawn for a round,
-    before any of them is left out."""
+    before any of them is left out.
+
+    `is_private`: all weigh the same, whatever they hold, in a sum that is divided by `num_drawn`; and who is drawn is a
+    matter of the `key`, not of the seed, which is no secret (None: of a population that only plans ahead).
+    """
 
     num_examples: tuple[int, ...]
     num_drawn: int
     seed: int
     arrival: Arrival | None = None  # None: all is there from the start
-    sampling: Literal["uniform", "by_size"] = "uniform"
+    sampling: Literal["uniform", "by_size", "poisson"] = "uniform"
+    is_private: bool = False
+    key: bytes | None = None
 
     @property
     def num_clients(self) -> int:
@@ -44,11 +51,14 @@ def cohorts(population: Population) -> Callable[[int], Sequence[int]]:
     """round → clients, `num_drawn` of them; all of them where none are left out.
 
     `uniform`: without replacement. `by_size`: see `drawn_by_size`; who holds very much may be drawn more than once.
+    `poisson`: each by itself, with a probability of `num_drawn` over all; perhaps none.
     """
 
     def cohort(round: int) -> Sequence[int]:
         if not population.is_sampled:
             return range(population.num_clients)
+        if population.is_private:
+            return _drawn_in_secret(population, round)
         random = generator(population.seed, "cohort", round)
         order = torch.randperm(population.num_clients, generator=random)
         if population.sampling == "uniform":
@@ -58,6 +68,15 @@ def cohorts(population: Population) -> Callable[[int], Sequence[int]]:
         return list(order[drawn_by_size(sizes, population.num_drawn, offset)].tolist())
 
     return cohort
+
+
+def _drawn_in_secret(population: Population, round: int) -> Sequence[int]:
+    key = population.key or str(population.seed).encode()
+    numbers = uniform(key, f"cohort {round}".encode(), population.num_clients)
+    if population.sampling == "poisson":
+        # Numbers are k/2⁵³ for k from 1 on: so many of them are at most the probability, exactly.
+        return list((numbers <= population.num_drawn / population.num_clients).nonzero().flatten().tolist())
+    return list(numbers.argsort(stable=True)[: population.num_drawn].tolist())
 
 
 def drawn_by_size(sizes: Tensor, num: int, offset: int) -> Tensor:
@@ -75,8 +94,16 @@ def drawn_by_size(sizes: Tensor, num: int, offset: int) -> Tensor:
 def in_fold_order(cohort: Sequence[int], population: Population, round: int) -> tuple[Visit, ...]:
     """The cohort's visits in this round, n_i descending, ties by client id: the order in which the server sums.
 
-    They weigh n_i. Of those drawn by size each draw weighs the same: with n_i their size would count twice.
+    They weigh n_i. Of those drawn by size each draw weighs the same: with n_i their size would count twice. In private
+    all weigh the same; where nobody was drawn somebody trains all the same and weighs nothing, so that the round tells
+    its noise like any other.
     """
+    if population.is_private:
+        weights = dict.fromkeys(cohort, 1) or {round % population.num_clients: 0}
+        sizes = {client: population.num_examples_at(round, client) for client in weights}
+        by_size = sorted(sizes, key=lambda client: (-sizes[client], client))
+        planned = population.num_drawn
+        return tuple(Visit(each, sizes[each], weights[each], share=weights[each] / planned) for each in by_size)
     num_examples = {client: population.num_examples_at(round, client) for client in cohort}
     weights = Counter(cohort) if population.sampling == "by_size" else num_examples
     ordered = sorted(num_examples, key=lambda client: (-num_examples[client], client))

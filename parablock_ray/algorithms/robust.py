@@ -11,6 +11,7 @@ from torch import Tensor
 
 from parablock_ray.algorithms.aggregate import RoundSum
 from parablock_ray.algorithms.base import RoundPlan
+from parablock_ray.algorithms.privacy import GaussianMean, NoisedSum
 from parablock_ray.config.server import Clip, Krum, Mean, Median, MultiKrum, Rule, TrimmedMean
 
 _PIECE = 1 << 16  # coordinates at once: sorting and distances take a multiple of their input in memory
@@ -123,10 +124,13 @@ class RoundVectors:
 
 
 def open_round(
-    rule: Rule, plan: RoundPlan, bounds: list[tuple[int, int]], dtype: torch.dtype, by_chunk: bool
-) -> RoundSum | RoundVectors:
+    rule: Rule | GaussianMean, plan: RoundPlan, bounds: list[tuple[int, int]], dtype: torch.dtype, by_chunk: bool
+) -> RoundSum | RoundVectors | NoisedSum:
     """What takes in a round's updates under this rule."""
     match rule:
+        case GaussianMean():
+            assert not by_chunk, "a noised chunk that is withdrawn would have told something"
+            return NoisedSum(plan, bounds, dtype, rule)
         case Mean():
             return RoundSum(plan, bounds, dtype, by_chunk, clip=None)
         case Clip():

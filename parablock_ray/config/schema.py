@@ -10,7 +10,9 @@ from parablock_ray.config.evaluation import EvaluationConfig
 from parablock_ray.config.lora import CollectingMethod, LoraMethod, check_num_ranks
 from parablock_ray.config.method import FedCyBGD, MethodConfig
 from parablock_ray.config.network import NetworkConfig
-from parablock_ray.config.secure import LEAST_CLIENTS, SecureAggregationConfig
+from parablock_ray.config.privacy import PrivacyConfig
+from parablock_ray.config.secrecy import check_privacy, check_sums_are_enough, check_unmasked_once
+from parablock_ray.config.secure import SecureAggregationConfig
 from parablock_ray.config.server import Rule, ServerConfig, least_participants
 
 # DeepSpeed's own keys that change neither the optimizer nor what a step computes. All others are ours to set.
@@ -40,7 +42,8 @@ class ModelConfig(Strict):
 class ClientsConfig(Strict):
     num: PositiveInt
     per_round: PositiveInt | None = None  # None: all of them
-    sampling: Literal["uniform", "by_size"] = "uniform"  # by_size: large clients more often, and then of equal weight
+    # by_size: large clients more often, and then of equal weight; poisson: each by itself, for privacy's accountant
+    sampling: Literal["uniform", "by_size", "poisson"] = "uniform"
     on_error: Literal["fail", "drop"] = "fail"  # of a client's training
     on_death: Literal["replay", "drop", "fail"] = "replay"  # of a process or node
     max_replays: NonNegativeInt = 5  # so many deaths does a run survive
@@ -68,9 +71,9 @@ class ClientsConfig(Strict):
 
     @model_validator(mode="after")
     def _there_is_a_draw(self) -> "ClientsConfig":
-        if self.sampling == "by_size" and self.per_round in (None, self.num):
+        if self.sampling != "uniform" and self.per_round in (None, self.num):
             raise ValueError(
-                f"sampling: by_size draws some of the clients for a round, so it needs clients.per_round below "
+                f"sampling: {self.sampling} draws some of the clients for a round, so it needs clients.per_round below "
                 f"clients.num = {self.num} (got {self.per_round or 'none, which is all'})"
             )
         return self
@@ -146,6 +149,7 @@ class Config(Strict):
     method: MethodConfig
     server: ServerConfig = ServerConfig()
     secure_aggregation: SecureAggregationConfig = SecureAggregationConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
     network: NetworkConfig = NetworkConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -163,14 +167,14 @@ class Config(Strict):
     @model_validator(mode="after")
     def _sums_are_enough(self) -> "Config":
         if self.secure_aggregation.enabled:
-            _check_sums_are_enough(self)
+            check_sums_are_enough(self)
         return self
 
     @model_validator(mode="after")
     def _no_round_is_unmasked_twice(self) -> "Config":
         """Over two sets of clients: done again, they send the same, and the sums would tell their difference."""
         if self.secure_aggregation.enabled:
-            _check_unmasked_once(self.clients, self.checkpoint, self.method.staleness)
+            check_unmasked_once(self.clients, self.checkpoint, self.method.staleness)
         return self
 
     @model_validator(mode="after")
@@ -253,6 +257,11 @@ class Config(Strict):
         return self
 
     @model_validator(mode="after")
+    def _clients_are_hidden(self) -> "Config":
+        check_privacy(self)
+        return self
+
+    @model_validator(mode="after")
     def _every_block_has_its_seconds(self) -> "Config":
         step_s, num_blocks = self.network.compute_s, self.method.num_blocks
         if isinstance(step_s, list) and len(step_s) != num_blocks:
@@ -314,63 +323,6 @@ class Config(Strict):
                 f"an example for every client (got {num_train})"
             )
         return self
-
-
-def _check_sums_are_enough(config: Config) -> None:
-    """With secure aggregation, whose server knows sums only. Raises ValueError."""
-    method, server, clients = config.method, config.server, config.clients
-    why = "with secure_aggregation.enabled, whose server sees no single update"
-    if isinstance(method, CollectingMethod):
-        raise ValueError(
-            f"method.name: must be one whose server needs only the mean {why}: fedit, ffa_lora, parablock, fedbcd or "
-            f"fedavg (got {method.name}, which needs every client's adapters)"
-        )
-    if isinstance(method, FedCyBGD):
-        raise ValueError(
-            f"method.name: fedcybgd cannot go {why}: a round has one client, and its sum is that client's update"
-        )
-    if method.correction == "eager":
-        raise ValueError(
-            "method.correction: must be own or stale with secure_aggregation.enabled, since eager needs a client's "
-            "share of the round, and the plan would have to tell its n_i (got eager)"
-        )
-    if server.rule.name != "mean":
-        raise ValueError(f"server.rule: must be mean {why} (got {server.rule.name})")
-    for key in ("max_norm", "max_norm_over_median"):
-        if getattr(server, key) is not None:
-            raise ValueError(f"server.{key}: leave it out {why}, so no norm of one (got {getattr(server, key):g})")
-    if config.network.exchange == "cut_through":
-        raise ValueError(
-            "network.exchange: must be store_and_forward with secure_aggregation.enabled, since nothing may be "
-            "unmasked before it is fixed whose updates are in the sum (got cut_through)"
-        )
-    if clients.sampling != "uniform":
-        raise ValueError(
-            "clients.sampling: must be uniform with secure_aggregation.enabled, so that every round has as many "
-            f"clients (got {clients.sampling})"
-        )
-    if clients.cohort_size < LEAST_CLIENTS:
-        raise ValueError(
-            f"clients.{'num' if clients.per_round is None else 'per_round'}: must be at least {LEAST_CLIENTS} with "
-            f"secure_aggregation.enabled: the sum of fewer tells too much of each (got {clients.cohort_size})"
-        )
-
-
-def _check_unmasked_once(clients: ClientsConfig, checkpoint: CheckpointConfig, staleness: int) -> None:
-    """Raises ValueError."""
-    why = "with secure_aggregation.enabled, where a round that is done again must be so with the same clients"
-    if clients.on_death == "drop":
-        raise ValueError(f"clients.on_death: must be replay or fail {why} (got drop)")
-    if clients.on_error == "drop" and clients.on_death == "replay":
-        raise ValueError(f"clients.on_death: must be fail with clients.on_error: drop {why} (got replay)")
-    if clients.on_error == "drop" and checkpoint.every is not None:
-        raise ValueError(f"checkpoint.every: leave it out with clients.on_error: drop {why} (got {checkpoint.every})")
-    if checkpoint.every is not None and staleness > 0:
-        raise ValueError(
-            "checkpoint.every: leave it out with secure_aggregation.enabled and method.staleness over 0: the server, "
-            "which writes checkpoints, must not know the updates that are pending at the clients; or take a staleness "
-            f"of 0 (got {checkpoint.every})"
-        )
 
 
 def _described(rule: Rule) -> str:

@@ -11,6 +11,7 @@ import torch
 
 from parablock_ray.algorithms.population import Population
 from parablock_ray.config import Config
+from parablock_ray.config.privacy import PrivacyConfig
 from parablock_ray.driver import claimed, prepare
 from parablock_ray.errors import UserError
 from parablock_ray.named_files import check_files
@@ -89,7 +90,7 @@ def _expected_workers(config: Config) -> int:
 def _measured(config: Config, data: FederatedData, population: Population) -> Steps:
     """On a runtime started as for the run, in a folder that is gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="parablock-plan-") as folder:
-        placed = config.model_copy(update={"out": folder})
+        placed = config.model_copy(update={"out": folder, "privacy": PrivacyConfig()})  # steps are the same without
         runtime = make_runtime(RunSetup(placed, population, data, make_engine))
         with claimed(Path(folder), placed), closing(runtime):
             info = runtime.start()

@@ -112,13 +112,17 @@ def _read(folder: Path) -> ReportedRun:
         raise UserError(f"{folder}: failed: {failure_beside(folder).read_text('utf-8').strip()}")
     finished = read_run(folder)
     rounds = list(_rows(folder / "metrics.jsonl", checked_round))
-    if len(rounds) != (num_rounds := finished.config.method.rounds):
+    # With privacy a run may end before all its rounds.
+    num_rounds = finished.summary["num_rounds"] if finished.config.privacy.is_on else finished.config.method.rounds
+    if len(rounds) != num_rounds:
         raise UserError(f"{folder}/metrics.jsonl: cut short, it has {len(rounds)} of {num_rounds} rounds; run it again")
-    return ReportedRun(folder, finished.config, finished.summary, rounds, _evaluations(folder, finished.config))
+    return ReportedRun(
+        folder, finished.config, finished.summary, rounds, _evaluations(folder, finished.config, num_rounds)
+    )
 
 
-def _evaluations(folder: Path, config: Config) -> Sequence[Row]:
-    num_due = sum(map(config.evaluation.is_due, range(config.method.rounds)))
+def _evaluations(folder: Path, config: Config, num_rounds: int) -> Sequence[Row]:
+    num_due = sum(map(config.evaluation.is_due, range(num_rounds)))
     if num_due == 0:
         return []
     file = folder / "evaluations.jsonl"

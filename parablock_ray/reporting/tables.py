@@ -17,6 +17,7 @@ from parablock_ray.reporting.statistics import PairedDifference, Spread, paired_
 Table = Sequence[Mapping[str, str]]  # header → cell, the same headers in every row
 
 _WHICH = "compared with"  # a column that is needed only where there are several controls
+_EPSILON = "epsilon"  # likewise of private runs
 
 
 def num_bytes(run: ReportedRun) -> int:
@@ -37,8 +38,9 @@ def main_table(groups: Sequence[Group], controls: Mapping[str, Group], measure: 
     """A row a group: what it reached, in what time, with how many bytes; mean ± standard deviation over seeds."""
     one_control = len({control.label for control in controls.values()}) == 1
     rows = [_main_row(group, controls[group.label], measure) for group in groups]
-    hidden = {_WHICH} if one_control else set()
-    return _without(rows, hidden | _refused_if_none(groups))
+    is_private = any(row[_EPSILON] for row in rows)
+    left_out = {key for key, is_out in ((_WHICH, one_control), (_EPSILON, not is_private)) if is_out}
+    return _without(rows, left_out | _refused_if_none(groups))
 
 
 def _refused_if_none(groups: Sequence[Group]) -> set[str]:
@@ -63,7 +65,15 @@ def _main_row(group: Group, control: Group, measure: Measure) -> Mapping[str, st
         "bytes": decimal(round(statistics.fmean(map(num_bytes, group.runs)))),
         "overlap efficiency": f"{_over_seeds(group, 'overlap_efficiency').mean:.1%}",
         _REFUSED: _spread(spread([num_refused(run) for run in group.runs]), 1),
+        _EPSILON: _epsilon(group.runs[0].summary),
     }
+
+
+def _epsilon(summary: Mapping[str, Any]) -> str:
+    """Of a private run, with its δ; a matter of the config, so the same for all seeds."""
+    if "delta" not in summary:
+        return ""
+    return "none" if summary["epsilon"] is None else f"{summary['epsilon']:.3g} (delta {summary['delta']:g})"
 
 
 def _by_seed(group: Group, key: str) -> Mapping[int, float]:

@@ -19,13 +19,15 @@ from parablock_ray.training.engine import EngineMaker
 @dataclass(frozen=True)
 class RunSetup:
     """What every process of a run is made from. `make_engine` is `training.engine.make_engine` or, to measure the
-    runtime alone, something that only takes as long as training would. `attempt`: no two starts of processes have the
-    same, so that what is secret in one of them tells nothing of another."""
+    runtime alone, something that only takes as long as training would. `share_key`: from which clients draw their
+    shares of the noise, with `privacy.noise: clients`; the server leaves it alone. `attempt`: no two starts of
+    processes have the same, so that what is secret in one of them tells nothing of another."""
 
     config: Config
     population: Population
     data: FederatedData
     make_engine: EngineMaker
+    share_key: bytes | None = None
     attempt: int = field(default_factory=lambda: secrets.randbits(62))
 
 
@@ -127,4 +129,5 @@ def committed_event(commit: Commit, time_s: float, server_s: float) -> Committed
         server_s=server_s,
         refused=commit.refused,
         kept_ranks=tuple(KeptRank(**asdict(each)) for each in commit.module_ranks),
+        unclipped=commit.unclipped,
     )

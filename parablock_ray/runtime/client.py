@@ -79,7 +79,7 @@ class ClientActor:
         self._device = torch.device("cuda" if share else "cpu")
         limit_device_memory(self._device, share)
         self._worker = await self._run(
-            lambda: Worker(setup.config, setup.population, setup.data, self._device, setup.make_engine)
+            lambda: Worker(setup.config, setup.population, setup.data, self._device, setup.make_engine, setup.share_key)
         )
         await self._run(self._worker.warm_up)
         if setup.config.secure_aggregation.enabled:

@@ -43,7 +43,8 @@ class SerialRuntime:
         self._master = Master(config, population, data, Path(config.out), self._setup.attempt)
         if config.secure_aggregation.enabled:
             self._masked = MaskedUploads(secure_terms(config, population, self._setup.attempt))
-        self._worker = Worker(config, population, data, device_of(config.workers), self._setup.make_engine)
+        device, make_engine = device_of(config.workers), self._setup.make_engine
+        self._worker = Worker(config, population, data, device, make_engine, self._setup.share_key)
         self._worker.warm_up()
         if config.evaluation.every is not None:
             from parablock_ray.evaluation.evaluator import Evaluator  # its scorers take seconds to import

@@ -61,6 +61,7 @@ class Committed:
     server_s: float  # seconds for which the server computed for this round
     kept_ranks: tuple[KeptRank, ...] = ()  # by module, of methods that cut
     refused: tuple[_Count, ...] = ()  # of whom an update came that was refused, in fold order
+    unclipped: float | None = None  # of a private round whose clip moves: the noised share that was not cut
 
 
 @dataclass(frozen=True)

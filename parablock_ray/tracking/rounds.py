@@ -110,6 +110,8 @@ def _kept(ranks: tuple[KeptRank, ...]) -> dict[str, float]:
 
 def _weighted_loss(spans: Iterable[Span], commit: Committed) -> float:
     losses = {span.client: span.loss for span in spans if span.loss is not None}
+    if not any(commit.weights):  # of a private round for which nobody was drawn, and somebody trained all the same
+        return sum(losses[client] for client in commit.participants) / len(commit.participants)
     weighted = sum(n * losses[client] for client, n in zip(commit.participants, commit.weights, strict=True))
     return weighted / sum(commit.weights)
 

@@ -200,6 +200,7 @@ def _round_cells(row: Row, with_refused: bool) -> dict[str, str]:
         "wait": f"{row['wait_s']:.2f}",
         "bytes": decimal(row["bytes_up"] + row["bytes_down"] + row["bytes_catch_up"]),
         **refused,
+        **({"epsilon": f"{row['epsilon']:.4g}"} if "epsilon" in row else {}),
     }
 
 
@@ -217,6 +218,8 @@ _SUMMARY: dict[str, Callable[[Any], str]] = {
     "bytes_up": decimal,
     "bytes_down": decimal,
     "bytes_catch_up": decimal,
+    "epsilon": "{:.4g}".format,
+    "delta": "{:g}".format,
     "weights_sha256": str,
 }
 

@@ -15,6 +15,7 @@ from parablock_ray.algorithms.wire import Wire
 from parablock_ray.checkpoint import Checkpoint
 from parablock_ray.config import Config
 from parablock_ray.participation import require_enough
+from parablock_ray.privacy import rule_of
 from parablock_ray.tracking.events import Dropped
 from parablock_ray.training.adapters import ADAPTER_FOLDER, save_adapters
 from parablock_ray.training.checkpoints import CheckpointWriter, restored, unusable
@@ -45,9 +46,8 @@ class Master:
             parameter.requires_grad_(False)
         cut_through = config.network.exchange == "cut_through"
         self._wire = Wire.of(config.network)
-        self.server = make_server(
-            config.method, population, self._parameters, self._wire, cut_through, config.server.rule
-        )
+        rule = rule_of(config, run_folder) if config.privacy.is_on else config.server.rule
+        self.server = make_server(config.method, population, self._parameters, self._wire, cut_through, rule)
         self.secure = (
             SecureSums(secure_terms(config, population, attempt)) if config.secure_aggregation.enabled else None
         )

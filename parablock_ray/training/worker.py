@@ -15,6 +15,7 @@ from torch import Tensor
 from parablock_ray.algorithms.base import LiveModel, RoundPlan, Update, Visit
 from parablock_ray.algorithms.methods import make_replica, trains_adapters
 from parablock_ray.algorithms.population import Population
+from parablock_ray.algorithms.privacy import clipped, with_share
 from parablock_ray.algorithms.wire import Wire
 from parablock_ray.config import Config
 from parablock_ray.errors import RunFailed, UserError
@@ -48,8 +49,10 @@ class Worker:
         data: FederatedData,
         device: torch.device,
         make_engine: EngineMaker,
+        share_key: bytes | None = None,
     ) -> None:
         self._config = config
+        self._share_key = share_key
         self._population = population
         most_tokens = max(population.num_examples) * data.max_length  # of a client
         self._held_by = lru_cache(max(_CACHED_CLIENTS, _CACHED_TOKENS // most_tokens))(data.clients.held_by)
@@ -98,8 +101,21 @@ class Worker:
                 raise RunFailed(
                     f"training is not finite (loss {loss}); a smaller method.lr or method.max_grad_norm may help"
                 )
+            upload = self._private(plan, visit, upload)
             self._replica.remember(plan, visit, upload)
         return Trained(upload, loss)
+
+    def _private(self, plan: RoundPlan, visit: Visit, upload: Tensor) -> Tensor:
+        """What of a private round may leave the client, and is pending at it: cut, and with its share of the noise."""
+        if plan.clip is None:
+            return upload
+        upload, noise = clipped(upload, plan.clip), self._config.privacy.noise_multiplier
+        if self._share_key is None:
+            return upload
+        assert noise is not None, "it is solved before the run starts"
+        # With as few clients as may be left the shares are the whole noise; with more there is more.
+        std = noise * plan.clip / math.sqrt(self._config.clients.min_participants)
+        return with_share(upload, std, self._share_key, plan.round, visit.client)
 
     def train_or_drop(self, plan: RoundPlan, visit: Visit) -> Trained | Dropped:
         """`train`, where with `clients.on_error: drop` one that fails is told and not raised."""
