@@ -1,11 +1,17 @@
-"""What tests share: one torch thread (hashes are compared at equal thread counts), and one Ray cluster."""
+"""What tests share: one torch thread (hashes are compared at equal thread counts), one Ray cluster, and patience: no
+property fails because a machine is slow. With `--hypothesis-profile=repeatable`, as in CI, examples are the same every
+time."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("repeatable", settings.get_profile("patient"), derandomize=True)
+settings.load_profile("patient")
 torch.set_num_threads(1)
 
 
