@@ -115,10 +115,10 @@ def test_the_noise_is_a_secret_and_the_epsilon_is_told(tmp_path, monkeypatch):
     """Two runs of one config differ in their noise and draws; nobody but the owner may read the key."""
     modes, opened = [], Master.__init__
 
-    def looking(self, config, population, data, run_folder):
+    def looking(self, config, population, data, run_folder, attempt):
         modes.append(stat.S_IMODE((run_folder / "privacy.key").stat().st_mode))
         assert population.key is None
-        opened(self, config, population, data, run_folder)
+        opened(self, config, population, data, run_folder, attempt)
 
     monkeypatch.setattr(Master, "__init__", looking)
     secret = [*POISSON, *SERIAL, "privacy.seed=null", "privacy.max_epsilon=9"]
