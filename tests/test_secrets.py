@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import pytest
 from typer.testing import CliRunner
 
@@ -24,14 +25,23 @@ PLANTED = {
     "RAY_AUTH_TOKEN": "0123456789abcdef" * 4,
     "SOMETHING_ELSE": "planted-and-named-nowhere",
 }
-SMALL = [*SHORT, "engine.name=torch", "runtime=serial", "checkpoint.every=2", "evaluation.every=2"]
+SMALL = [
+    *SHORT,
+    "method.rounds=2",
+    "data.num_train=16",
+    "engine.name=torch",
+    "runtime=serial",
+    "checkpoint.every=2",
+    "evaluation.every=2",
+]
 ALL_SINKS = ["tracking.wandb=offline", "tracking.tensorboard=true"]
 
 
 def test_no_file_of_a_run_holds_a_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {**PLANTED, "HOME": str(home := tmp_path / "home"), "TMPDIR": str(tmp_path)}.items():
+    (tmp_path / "home").mkdir()
+    places = {"HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path), "MPLCONFIGDIR": matplotlib.get_cachedir()}
+    for name, value in {**PLANTED, **places}.items():  # the last: else it would look for fonts anew
         monkeypatch.setenv(name, value)
-    home.mkdir()
     run = [
         sys.executable,
         "-m",

@@ -80,7 +80,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 def _made(line: bytes, where: str, kind: type[AnyRow], make: Callable[[AnyRow], Made]) -> Made:
     try:
-        found = from_json(line.decode("utf-8-sig"))
+        found = from_json(line.rstrip(b"\r\n").decode("utf-8-sig"))
     except ValueError as error:  # of the JSON or of its UTF-8
         raise UserError(f"{where}: this line is not JSON, is the file cut? ({error})") from None
     if not isinstance(found, dict):

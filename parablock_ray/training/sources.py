@@ -161,7 +161,7 @@ def _jsonl(path: Path) -> Iterator[tuple[str, Any]]:
         if not line.strip():
             continue
         try:
-            row = from_json(line.decode("utf-8-sig"))
+            row = from_json(line.rstrip(b"\r\n").decode("utf-8-sig"))
         except ValueError as error:  # of the JSON or of its UTF-8
             raise UserError(f"{path}:{number}: this line is not JSON: {error}") from error
         yield f"{path}:{number}", row
