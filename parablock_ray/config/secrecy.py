@@ -107,10 +107,10 @@ def check_privacy(config: "Config") -> None:
             "whether others are refused"
         )
     if server.max_norm is not None and (
-        privacy.quantile is not None or privacy.noise == "clients" or server.max_norm < privacy.clip
+        privacy.quantile is not None or privacy.noise == "clients" or server.max_norm <= privacy.clip
     ):
         raise ValueError(
-            "server.max_norm: with privacy.clip it refuses those who did not cut their update, so it must be at least "
+            "server.max_norm: with privacy.clip it refuses those who did not cut their update, so it must be over "
             "the clip, and left out with privacy.quantile, which moves the clip, and with privacy.noise: clients, "
             f"whose noise is larger (got {server.max_norm:g})"
         )
