@@ -19,7 +19,7 @@ from parablock_ray.config import load_config
 from parablock_ray.driver import run
 
 _QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
-_PLAIN = ["tracking.wandb=off", "engine.name=torch", "clients.min_participants=3"]
+_PLAIN = ["tracking.wandb=off", "engine.name=torch"]
 _NETWORKS = {
     "no link": ["network.mode=none"],
     "shaped link": ["network.mode=shaped", "network.up_mbps=20", "network.down_mbps=50", "network.latency_ms=20"],

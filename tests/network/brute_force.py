@@ -248,6 +248,7 @@ def story(
     down = {i: up[i] if link.half_duplex else world.line() for i, link in links.items()}
     server_up, server_down = world.line(), world.line()
     arrived: set[tuple[int, int, int]] = set()
+    unmasked: set[int] = set()
 
     def known(what: str, t: int | None, i: int) -> bool:
         return t is None or (what, t, i) in times
@@ -290,6 +291,12 @@ def story(
         last = {visit.client: chunks(visit.up_bytes, settings) - 1 for visit in load.visits}
         return all((load.round, i, min(j, k)) in arrived for i, k in last.items())
 
+    def unmasking(load: RoundLoad) -> Step:
+        """With the last chunk in, everybody is asked once more, and answers."""
+        yield partial(is_in, load, max(chunks(visit.up_bytes, settings) for visit in load.visits) - 1)
+        yield from world.sleep(max(2 * links[visit.client].latency_s for visit in load.visits))
+        unmasked.add(load.round)
+
     def publisher() -> Step:
         catch_up(who.first - 1)
         for load in rounds:
@@ -297,6 +304,8 @@ def story(
                 yield partial(is_in, load, j)
                 if settings.exchange == "cut_through":
                     download(load, [j])
+            if settings.unmasks:
+                yield lambda load=load: load.round in unmasked
             if settings.exchange == "store_and_forward":
                 download(load, None)
             times["commit", load.round, -1] = world.now
@@ -326,6 +335,8 @@ def story(
             times[f"{what}_end", t, i] = world.now
 
     world.spawn(publisher())
+    for load in rounds if settings.unmasks else ():
+        world.spawn(unmasking(load))
     for turns in who.by_computer.values():
         world.spawn(computer(turns))
     world.run()

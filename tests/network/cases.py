@@ -118,7 +118,8 @@ def cases(draw: st.DrawFn, queues: bool, partial: bool, max_rounds: int = 7) -> 
         st.sampled_from(EXCHANGES),
         st.just(CHUNK_BYTES),
         st.booleans(),
-    )
+        unmasks=st.booleans(),
+    ).filter(lambda how: how.exchange == "store_and_forward" or not how.unmasks)
     return Case(rounds, links, server, draw(how))
 
 
