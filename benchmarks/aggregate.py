@@ -1,7 +1,8 @@
 """How fast the server adds updates up, beside the machine's memory: `python benchmarks/aggregate.py --json`.
 
 The weighted mean of a round is a stream: of each update every element is read, the sum is read and written, 12 bytes an
-element in fp32. The package's own `RoundSum` takes in chunk by chunk what clients would have sent; one thread, no Ray.
+element in fp32. The package's own `RoundSum` takes in chunk by chunk what clients would have sent; one thread, its
+seconds of the processor, no Ray.
 
     aggregate/bandwidth_vs_memory   12 bytes an element over its seconds, over the machine's memory bandwidth: the best
                                     of a copy (8 bytes an element) and an addition in place (12), on as many bytes
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
-from harness import Row, in_turns, median_row, parser, report, seconds_of
+from harness import Row, in_turns, median_row, parser, processor_seconds_of, report
 from tensor_memory import TensorMemory
 from torch import Tensor
 
@@ -30,14 +31,13 @@ CHUNK_BYTES = 8_000_000  # network.chunk_mb as it is by default
 
 def main() -> None:
     options = arguments()
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(1)
     report([*bandwidths(options), memory_growth(options)], options.json)
 
 
 def arguments() -> argparse.Namespace:
     options = parser("The streaming weighted mean against the machine's memory.")
     options.add_argument("--megabytes", type=int, default=128, help="of a block in fp32: more than a cache holds")
-    options.add_argument("--threads", type=int, default=1, help="of torch, as workers.threads")
     options.add_argument("--turns", type=int, default=9)
     return options.parse_args()
 
@@ -46,8 +46,8 @@ def bandwidths(options: argparse.Namespace) -> Iterator[Row]:
     num_params = options.megabytes * 10**6 // 4
     source, target = torch.ones(num_params), torch.zeros(num_params)
     measures: dict[str, Callable[[], float]] = {
-        "copy": lambda: 8 * num_params / seconds_of(lambda: target.copy_(source)),
-        "add": lambda: 12 * num_params / seconds_of(lambda: target.add_(source)),
+        "copy": lambda: 8 * num_params / processor_seconds_of(lambda: target.copy_(source)),
+        "add": lambda: 12 * num_params / processor_seconds_of(lambda: target.add_(source)),
         "bandwidth": partial(fold_bandwidth, source, False),
         "cut_through_bandwidth": partial(fold_bandwidth, source, True),
         "bfloat16_bandwidth": partial(fold_bandwidth, source.to(torch.bfloat16), False),
@@ -57,14 +57,14 @@ def bandwidths(options: argparse.Namespace) -> Iterator[Row]:
     yield median_row("aggregate/memory_bandwidth", [each / 1e9 for each in memory], "GB/s")
     for name, values in found.items():
         ratios = [each / beside for each, beside in zip(values, memory, strict=True)]
-        yield median_row(f"aggregate/{name}_vs_memory", ratios, "ratio", GOAL)
+        yield median_row(f"aggregate/{name}_vs_memory", ratios, "ratio", None if name.startswith("bfloat16") else GOAL)
 
 
 def fold_bandwidth(values: Tensor, by_chunk: bool) -> float:
     """Bytes a second, once the sum is there: the first update, which makes it, does not count."""
     total, bounds = new_round(2, values, by_chunk)
     take_in(total, bounds, 0, values)
-    return (8 + values.element_size()) * len(values) / seconds_of(lambda: take_in(total, bounds, 1, values))
+    return (8 + values.element_size()) * len(values) / processor_seconds_of(lambda: take_in(total, bounds, 1, values))
 
 
 def memory_growth(options: argparse.Namespace) -> Row:

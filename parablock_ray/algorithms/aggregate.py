@@ -14,7 +14,7 @@ from parablock_ray.algorithms.base import RoundPlan
 from parablock_ray.config.training import ServerAdagrad, ServerAdaptive, ServerMomentum, ServerOptimizer
 
 _FOLDED = torch.empty(0)
-_PIECE = 1 << 16  # elements folded at once: their product with the weight does not leave the cache
+_PIECE = 1 << 17  # elements folded at once: their product with the weight does not leave the cache
 
 
 def l2_norm(chunks: Iterable[Tensor]) -> float:
@@ -111,9 +111,11 @@ class RoundSum:
 
 def _add_weighted(total: Tensor, values: Tensor, weight: int) -> None:
     """total += values · weight, both 1-D; a product of the whole length would pass the memory thrice."""
-    product = torch.empty(min(_PIECE, len(total)), dtype=total.dtype)
+    product, factor = torch.empty(min(_PIECE, len(total)), dtype=total.dtype), torch.tensor(weight, dtype=total.dtype)
     for part, its in zip(total.split(_PIECE), values.split(_PIECE), strict=True):
-        part += torch.mul(its.to(total.dtype), weight, out=product[: len(part)])
+        scaled = product[: len(part)]
+        wide = its if its.dtype == total.dtype else scaled.copy_(its)
+        part += torch.mul(wide, factor, out=scaled)
 
 
 def server_step(optimizer: ServerOptimizer, state: dict[str, Tensor], mean: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ def test_the_mean_is_folded_in_plan_order_whatever_arrives_first(num_examples, c
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_a_long_vector_is_summed_to_the_bits_of_the_plain_expression(dtype):
     """Longer than what is folded at once, and no multiple of it."""
-    deltas = torch.randn(2, 2 * 65_536 + 4711, dtype=torch.float64).to(dtype)
+    deltas = torch.randn(2, 2 * 131_072 + 4711, dtype=torch.float64).to(dtype)
     wide = torch.promote_types(dtype, torch.float32)
     total = RoundSum(plan_of([7, 3]), [(0, deltas.shape[1])], wide, by_chunk=False, clip=None)
     for client in range(2):
