@@ -2,7 +2,7 @@
 
     python benchmarks/suite.py --out runs/bench.json
     python benchmarks/suite.py --check benchmarks/expected.json      # make bench-check
-    python benchmarks/suite.py --only aggregate larger_world
+    python benchmarks/suite.py --only engine exchange
 
 Each is a process of its own. What they find is written as one object: the machine, the versions, the seconds of each
 script, and all rows. `--check` compares ratios, never seconds, with those that were kept: a ratio is clearly lost where
@@ -27,6 +27,8 @@ FOLDER = Path(__file__).parent
 SUITE: dict[str, list[str]] = {
     "larger_world": [],
     "aggregate": [],
+    "exchange": [],
+    "engine": [],
     "lora_aggregation": ["--dense-turns", "2"],
     "overlap": ["--rounds", "15"],
 }
