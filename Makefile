@@ -34,7 +34,7 @@ PYTEST = $(ON_CPU) $(BIN)/python -m pytest
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo cluster-demo chaos test test-slow test-ray-min lint types format clean
+.PHONY: help demo cluster-demo chaos bench bench-check test test-slow test-ray-min lint types format clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -49,6 +49,12 @@ cluster-demo: $(DEMO) ## Submit jobs to a local cluster with a token: a run, one
 
 chaos: $(DEV) ## Kill processes of running runs, and see where those end: KILLS=50 takes about an hour.
 	$(ON_CPU) $(BIN)/python benchmarks/chaos.py --kills $(KILLS)
+
+bench: $(DEV) ## Measure everything of docs/performance.md: under 30 minutes on 2 cores.
+	$(ON_CPU) $(BIN)/python benchmarks/suite.py --out runs/bench.json $(ARGS)
+
+bench-check: $(DEV) ## Measure again, and fail where a ratio of benchmarks/expected.json is clearly lost.
+	$(ON_CPU) $(BIN)/python benchmarks/suite.py --out runs/bench.json --check benchmarks/expected.json $(ARGS)
 
 test: $(DEV) ## Run the tests, without the slow ones and those that need a GPU.
 	$(PYTEST) -m "not slow and not gpu" -n 2 --dist loadfile $(ARGS)

@@ -1,11 +1,14 @@
-"""What every benchmark shares: its figures as rows, printed for people or, with `--json`, as one last object."""
+"""What every benchmark shares: measuring in turns, its figures as rows, printed for people or, with `--json`, as one
+last object."""
 
 import argparse
 import json
 import os
 import platform
+import statistics
 import sys
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,8 @@ from parablock_ray.driver import versions
 class Row:
     """One figure. A ratio is over 1 when we are better; `goal` is the least that is good enough, where there is one.
 
-    `at_most`: the goal is the most instead, as for an error.
+    `at_most`: the goal is the most instead, as for an error. `spread`: of what `value` is the median of, how far apart
+    the quarters are, as a share of `value`; None where it is no median.
     """
 
     name: str
@@ -25,6 +29,7 @@ class Row:
     unit: str
     goal: float | None = None
     at_most: bool = False
+    spread: float | None = None
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -32,6 +37,46 @@ def parser(description: str) -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     options.add_argument("--json", action="store_true", help="print the rows as one JSON object, last")
     return options
+
+
+def seconds_of(call: Callable[[], object]) -> float:
+    """How long a call takes."""
+    start_s = time.perf_counter()
+    call()
+    return time.perf_counter() - start_s
+
+
+def processor_seconds_of(call: Callable[[], object]) -> float:
+    """The same, of what computes in this process in one thread and waits for nobody: others cannot disturb it much."""
+    start_s = time.process_time()
+    call()
+    return time.process_time() - start_s
+
+
+def in_turns(measures: Mapping[str, Callable[[], float]], num_turns: int) -> dict[str, list[float]]:
+    """What each measure finds, A B A B …: whatever else the machine does meets all of them alike.
+
+    All are called once before that, which does not count: libraries load, memory is claimed.
+    """
+    for measure in measures.values():
+        measure()
+    found: dict[str, list[float]] = {name: [] for name in measures}
+    for _ in range(num_turns):
+        for name, measure in measures.items():
+            found[name].append(measure())
+    return found
+
+
+def median_row(name: str, values: Sequence[float], unit: str, goal: float | None = None) -> Row:
+    """The median with its spread."""
+    median = statistics.median(values)
+    lower, _, upper = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else (median,) * 3
+    return Row(name, median, unit, goal, spread=(upper - lower) / abs(median) if median else None)
+
+
+def speed_row(name: str, ours_s: Sequence[float], theirs_s: Sequence[float], goal: float | None = None) -> Row:
+    """How many times faster we are: the median over turns of their seconds over ours."""
+    return median_row(name, [theirs / ours for ours, theirs in zip(ours_s, theirs_s, strict=True)], "x", goal)
 
 
 def note(text: str) -> None:
@@ -51,8 +96,9 @@ def report(rows: Iterable[Row], as_json: bool) -> None:
 
 def table(rows: Sequence[Row]) -> str:
     """The rows for people, a line each; what misses its goal says so."""
-    width = max(len(row.name) for row in rows)
-    return "\n".join(f"{row.name:<{width}}  {row.value:>10.4g} {row.unit:<8}{_verdict(row)}".rstrip() for row in rows)
+    width = max((len(row.name) for row in rows), default=0)
+    lines = (f"{row.name:<{width}}  {row.value:>10.4g} {row.unit:<8}{_spread(row)}{_verdict(row)}" for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def machine() -> dict[str, Any]:
@@ -66,11 +112,19 @@ def machine() -> dict[str, Any]:
     }
 
 
+def meets_goal(row: Row) -> bool:
+    """Whether it is as good as its goal, where it has one."""
+    return row.goal is None or (row.value <= row.goal if row.at_most else row.value >= row.goal)
+
+
 def _verdict(row: Row) -> str:
     if row.goal is None:
         return ""
-    is_met = row.value <= row.goal if row.at_most else row.value >= row.goal
-    return f"  goal {'at most ' if row.at_most else ''}{row.goal:g}" + ("" if is_met else "  MISSED")
+    return f"  goal {'at most ' if row.at_most else ''}{row.goal:g}" + ("" if meets_goal(row) else "  MISSED")
+
+
+def _spread(row: Row) -> str:
+    return "" if row.spread is None else f"  spread {row.spread:.0%}"
 
 
 def _cpu_model() -> str:

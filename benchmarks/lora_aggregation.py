@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from harness import Row, note, parser, report
+from harness import Row, note, parser, report, speed_row
 from tensor_memory import TensorMemory
 from torch import Tensor
 
@@ -136,8 +136,7 @@ def check_same(peer: str, mine: tuple[Tensor, Tensor, Tensor], its: tuple[Tensor
 
 
 def ratio(name: str, seconds: dict[str, list[float]], peer: str, goal: float | None) -> Row:
-    ratios = [its / mine for its, mine in zip(seconds[peer], seconds["florist"], strict=True)]
-    return Row(name, statistics.median(ratios), "x", goal)
+    return speed_row(name, seconds["florist"], seconds[peer], goal)
 
 
 def ours(adapters: list[Adapter], weights: list[float], threshold: float) -> tuple[Tensor, Tensor, Tensor]:

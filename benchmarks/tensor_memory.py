@@ -21,6 +21,11 @@ class TensorMemory(TorchDispatchMode):
         self._alive: dict[int, int] = {}
         self._before: set[int] = set()
 
+    @property
+    def alive_bytes(self) -> int:
+        """What is there now of what was allocated since the start."""
+        return sum(self._alive.values())
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         self._before.update(
@@ -33,7 +38,7 @@ class TensorMemory(TorchDispatchMode):
             if storage._cdata not in self._alive and storage._cdata not in self._before:
                 self._alive[storage._cdata] = storage.nbytes()
                 weakref.finalize(storage, self._alive.pop, storage._cdata, None)
-        self.peak_bytes = max(self.peak_bytes, sum(self._alive.values()))
+        self.peak_bytes = max(self.peak_bytes, self.alive_bytes)
         return made
 
 

@@ -249,7 +249,7 @@ def test_memory_of_narrow_models_and_other_optimizers() -> None:
     assert (parts_bytes["model"], parts_bytes["master model, fp32"]) == (model_bytes // 2, model_bytes)
     assert parts_bytes["clean copies, fp32"] == 4 * BLOCK_BYTES
     assert parts_bytes["masters, fp32"] == parts_bytes["FedProx anchors, fp32"] == BLOCK_BYTES
-    assert parts_bytes["gradients"] == BLOCK_BYTES * 3 // 2
+    assert parts_bytes["gradients"] == BLOCK_BYTES
     assert parts_bytes["server optimizer, fp32"] == 2 * 4 * BLOCK_BYTES
     assert not parts_bytes.keys() & {"Adam moments, fp32", "previous values, fp32"}
 

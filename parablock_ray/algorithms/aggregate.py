@@ -14,6 +14,7 @@ from parablock_ray.algorithms.base import RoundPlan
 from parablock_ray.config.training import ServerAdagrad, ServerAdaptive, ServerMomentum, ServerOptimizer
 
 _FOLDED = torch.empty(0)
+_PIECE = 1 << 17  # elements folded at once: their product with the weight does not leave the cache
 
 
 def l2_norm(chunks: Iterable[Tensor]) -> float:
@@ -97,7 +98,7 @@ class RoundSum:
             arrived = self._arrived[client]
             if chunk not in arrived or not (self._by_chunk or self._is_whole(client)):
                 return
-            self._total[start:end] += arrived[chunk].to(self._dtype) * weight
+            _add_weighted(self._total[start:end], arrived[chunk], weight)
             if not self._by_chunk:
                 arrived[chunk] = _FOLDED  # keeps the mark, and lets go of the memory, which may be the object store's
             self._num_folded[chunk] += 1
@@ -111,6 +112,15 @@ class RoundSum:
 
     def _is_whole(self, client: int) -> bool:
         return len(self._arrived[client]) == len(self.bounds)
+
+
+def _add_weighted(total: Tensor, values: Tensor, weight: int) -> None:
+    """total += values · weight, both 1-D; a product of the whole length would pass the memory thrice."""
+    product, factor = torch.empty(min(_PIECE, len(total)), dtype=total.dtype), torch.tensor(weight, dtype=total.dtype)
+    for part, its in zip(total.split(_PIECE), values.split(_PIECE), strict=True):
+        scaled = product[: len(part)]
+        wide = its if its.dtype == total.dtype else scaled.copy_(its)
+        part += torch.mul(wide, factor, out=scaled)
 
 
 class GivenMean:

@@ -49,7 +49,7 @@ def _worker_bytes(scenario: Scenario) -> dict[str, int]:
         "adapters, fp32": _adapter_params(scenario) * FP32_BYTES if adapters else 0,
         "clean copies, fp32": _copied_params(scenario, sizes, is_narrow) * FP32_BYTES,
         "masters, fp32": sizes[0] * FP32_BYTES if is_narrow else 0,
-        "gradients": sizes[0] * (trained_dtype.itemsize + (FP32_BYTES if is_narrow else 0)),
+        "gradients": sizes[0] * max(trained_dtype.itemsize, FP32_BYTES),
         "Adam moments, fp32": 2 * sizes[0] * FP32_BYTES if method.local_optimizer == "adamw" else 0,
         "FedProx anchors, fp32": sizes[0] * FP32_BYTES if method.prox_mu > 0 else 0,
         "trained block, fp32": sizes[0] * FP32_BYTES,

@@ -52,8 +52,9 @@ class BlockOptimizer(torch.optim.Optimizer):
         assert self._inner is not None, "assign() comes first"
         parameters = self.param_groups[0]["params"]
         for parameter, master in zip(parameters, self.masters, strict=True):
-            if master is not parameter:
+            if master is not parameter:  # one at a time, so that there are no two whole gradients at once
                 master.grad = None if parameter.grad is None else parameter.grad.to(master.dtype)
+                parameter.grad = None
         if self._anchors:
             self._pull_to_anchors()
         if self._settings.max_grad_norm is not None:
@@ -63,6 +64,7 @@ class BlockOptimizer(torch.optim.Optimizer):
             for parameter, master in zip(parameters, self.masters, strict=True):
                 if master is not parameter:
                     parameter.copy_(master)
+                    master.grad = None
 
     def _pull_to_anchors(self) -> None:
         """FedProx: the gradient of μ/2 · ‖w − z_i‖²."""

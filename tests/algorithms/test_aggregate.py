@@ -40,6 +40,18 @@ def test_the_mean_is_folded_in_plan_order_whatever_arrives_first(num_examples, c
     assert torch.equal(mean, expected / sum(weights))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_long_vector_is_summed_to_the_bits_of_the_plain_expression(dtype):
+    """Longer than what is folded at once, and no multiple of it."""
+    deltas = torch.randn(2, 2 * 131_072 + 4711, dtype=torch.float64).to(dtype)
+    wide = torch.promote_types(dtype, torch.float32)
+    total = RoundSum(plan_of([7, 3]), [(0, deltas.shape[1])], wide, by_chunk=False, clip=None)
+    for client in range(2):
+        total.add(client, 0, deltas[client])
+    expected = torch.zeros(deltas.shape[1], dtype=wide) + deltas[0].to(wide) * 7 + deltas[1].to(wide) * 3
+    assert torch.equal(total.mean(0), expected / 10)
+
+
 def test_what_is_folded_is_let_go_once_its_client_is_whole():
     def whole_client() -> bool:
         return gone(RoundSum(plan_of([1, 1]), [(0, 2)], torch.float32, by_chunk=False, clip=None))
