@@ -30,6 +30,8 @@ SUITE: dict[str, list[str]] = {
     "exchange": [],
     "engine": [],
     "lora_aggregation": ["--dense-turns", "2"],
+    "cost_growth": [],
+    "vs_flower": [],
     "overlap": ["--rounds", "15"],
 }
 RATIOS = ("x", "ratio")  # units of what may be compared between machines

@@ -1,0 +1,111 @@
+"""FedAvg by this package: `python ours.py FOLDER`. See shared.py.
+
+The package's own driver loop and Ray actors, as `parablock run` has them, with an engine whose step is the shared
+training function.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from shared import job, new_optimizer, train
+from torch import Tensor, nn
+from torch.nn import Parameter
+
+from parablock_ray.algorithms.blocks import flatten
+from parablock_ray.algorithms.methods import make_method
+from parablock_ray.checkpointing import Completer
+from parablock_ray.config import Config
+from parablock_ray.deadlines import nobody
+from parablock_ray.driver import claimed, prepare, run_rounds
+from parablock_ray.participation import Participation
+from parablock_ray.runtime.base import RunSetup
+from parablock_ray.runtime.cluster import RayRuntime
+from parablock_ray.tracking.events import Committed
+from parablock_ray.tracking.rounds import RoundBook
+
+
+@dataclass
+class SharedEngine:
+    """Trains with the shared function."""
+
+    folder: Path
+    model: nn.Module
+    parameters: Sequence[Parameter] = ()
+
+    def begin(self, parameters: Sequence[Parameter], lr: float) -> None:
+        self.parameters = parameters
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        self.optimizer = new_optimizer(parameters, lr)
+
+    def step(self, batch: Mapping[str, Tensor]) -> float:
+        return train(self.folder, self.model, self.optimizer, batch)
+
+    def end(self) -> Tensor:
+        del self.optimizer
+        return flatten(self.parameters, torch.float32)
+
+
+@dataclass(frozen=True)
+class SharedEngines:
+    """Makes them."""
+
+    folder: Path
+
+    def __call__(self, model: nn.Module, config: Config) -> SharedEngine:
+        return SharedEngine(self.folder, model)
+
+
+def config_of(folder: Path, engine: str) -> Config:
+    """FedAvg as the other side has it."""
+    asked = job(folder)
+    return Config.model_validate(
+        {
+            "name": "peer",
+            "out": str(folder / f"out-{engine}"),
+            "model": {"name": str(folder / "model")},
+            "data": {
+                "source": str(folder / "data.jsonl"),
+                "split": {"name": "natural"},
+                "num_eval": asked["num_eval"],
+                "max_length": asked["max_length"],
+            },
+            "clients": {"num": asked["num_clients"], "per_round": asked["per_round"]},
+            "workers": {"num": asked["num_workers"], "threads": 1},
+            "method": {
+                "name": "fedavg",
+                "rounds": asked["num_rounds"],
+                "local_steps": 1,
+                "batch_size": asked["batch_size"],
+                "lr": asked["lr"],
+            },
+            "engine": {"name": engine},
+            "tracking": {"wandb": "off"},
+        }
+    )
+
+
+def timed_rounds(folder: Path) -> list[float]:
+    """When the first round began, and when each ended."""
+    config = config_of(folder, "torch")
+    prepared = prepare(config)
+    method = make_method(config.method, prepared.population)
+    runtime = RayRuntime(RunSetup(config, prepared.population, prepared.data, SharedEngines(folder)))
+    with claimed(Path(config.out), config), closing(runtime):
+        runtime.start()
+        completer = Completer(runtime.complete_checkpoint, config, loss_before=0.0, num_done=0)  # none is due
+        everybody = Participation(min_participants=1, late=nobody, known=[])
+        start_s = time.time()
+        events, _ = run_rounds(method, everybody, runtime, RoundBook(method.num_rounds), [], completer, [])
+    return [start_s, *(start_s + event.time_s for event in events if isinstance(event, Committed))]
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    (folder / "rounds.json").write_text(json.dumps(timed_rounds(folder)))
