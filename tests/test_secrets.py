@@ -27,8 +27,10 @@ PLANTED = {
 }
 SMALL = [
     *SHORT,
+    "clients.num=2",
+    "data.split=iid",
+    "data.num_train=8",
     "method.rounds=2",
-    "data.num_train=16",
     "engine.name=torch",
     "runtime=serial",
     "checkpoint.every=2",
