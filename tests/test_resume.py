@@ -7,15 +7,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from torch import Tensor
 from typer.testing import CliRunner, Result
 
 from parablock_ray import cli
-from parablock_ray.checkpoint import complete, discard_after, write_tensors
+from parablock_ray.checkpoint import begin, complete, discard_after, read, write_tensors
 from parablock_ray.config import load_config
 from parablock_ray.reporting.runs import gather
 from parablock_ray.resume import run_or_resume
@@ -104,9 +105,7 @@ def test_a_round_whose_evaluation_was_lost_is_named(half, caplog):
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(half, finished, caplog):
-    source = half / "checkpoints" / "round-00002"
-    shutil.copytree(source, half / "checkpoints" / "round-00003")
-    damaged = half / "checkpoints" / "round-00003" / "state.safetensors"
+    damaged = sealed_again(half, 3, {}) / "state.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1])
     result = resume(half)
     assert result.exit_code == 0, result.output
@@ -114,6 +113,16 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(half, finished
         f"damaged checkpoint: {damaged} is not as it was written (its sha256 is another one); going on from round 2"
     )
     assert sha256(half) == sha256(finished)
+
+
+def sealed_again(folder: Path, round: int, changed: Mapping[str, Mapping[str, Tensor]]) -> Path:
+    """The checkpoint of round 2, with these files changed (tensors by name), as somebody would write it for `round`."""
+    saved = read(folder / "checkpoints" / "round-00002")
+    into = begin(folder / "checkpoints", round)
+    digests = {
+        file: write_tensors(into, file, {**saved.tensors(file), **changed.get(file, {})}) for file in saved.files
+    }
+    return complete(into, round, digests, saved.about)
 
 
 def test_more_rounds(finished, tmp_path):
@@ -273,22 +282,15 @@ def test_a_run_that_is_killed(tmp_path, method):
     assert len(visits) == len(set(visits))
 
 
-def test_a_checkpoint_of_another_model_is_refused(half):
+@pytest.mark.parametrize(
+    ("file", "told"),
+    [("state.safetensors", "its state is not this model's: parameters."), ("uploads.safetensors", "sent in round")],
+)
+def test_a_checkpoint_of_another_model_is_refused(half, file, told):
     """Its hashes are right: somebody wrote it so."""
-    folder = half / "checkpoints" / "round-00002"
-    content = json.loads((folder / "manifest.json").read_text())["content"]
-    for file, told in (
-        ("state.safetensors", "its state is not this model's: parameters."),
-        ("uploads", "sent in round"),
-    ):
-        state = load_file(folder / f"{file.removesuffix('.safetensors')}.safetensors")
-        name = next(iter(state))
-        changed = state | {name: torch.ones(1)}  # which torch would repeat
-        other = shutil.copytree(half, half.with_name(file), symlinks=True) / "checkpoints" / "round-00002"
-        digest = write_tensors(other, f"{file.removesuffix('.safetensors')}.safetensors", changed)
-        files = content["files"] | {f"{file.removesuffix('.safetensors')}.safetensors": digest}
-        complete(other, 2, files, content["about"])
-        refused = resume(other.parents[1])
-        assert refused.exit_code == 2, refused.output
-        assert told in refused.stderr
-        assert "delete this checkpoint, and resume from another one" in refused.stderr
+    name = next(iter(read(half / "checkpoints" / "round-00002").tensors(file)))
+    sealed_again(half, 2, {file: {name: torch.ones(1)}})  # which torch would repeat
+    refused = resume(half)
+    assert refused.exit_code == 2, refused.output
+    assert told in refused.stderr
+    assert "delete this checkpoint, and resume from another one" in refused.stderr
