@@ -112,7 +112,7 @@ class FailingEvaluator(EvaluatorActor):
     [(DyingEvaluator, "the process of the evaluator died"), (FailingEvaluator, "the evaluator: no such loss")],
 )
 def test_an_evaluator_that_fails_ends_the_run(cluster, tmp_path, monkeypatch, actor, said):
-    monkeypatch.setattr(cluster_module, "EvaluatorActor", actor)
+    monkeypatch.setattr("parablock_ray.runtime.evaluator.EvaluatorActor", actor)
     with pytest.raises(RunFailed, match=said):
         run_tiny(tmp_path / "run", [*FAST, "evaluation.every=1", "workers.num=1", "clients.on_death=fail"])
 
@@ -136,7 +136,7 @@ def test_in_one_process_the_clock_stands_still_while_a_round_is_judged(tmp_path,
             return super().evaluate(round, weights)
 
     monkeypatch.setattr(serial_module, "time", clock)
-    monkeypatch.setattr(serial_module, "Evaluator", SlowEvaluator)
+    monkeypatch.setattr("parablock_ray.evaluation.evaluator.Evaluator", SlowEvaluator)
     run_tiny(tmp_path / "run", [*FAST, "evaluation.every=1", "runtime=serial", *VIRTUAL])
     events = rows(tmp_path / "run" / "events.jsonl")
     assert {event["end_s"] for event in events if event["event"] == "span"} == {0.0}
