@@ -36,8 +36,7 @@ from parablock_ray.privacy import KEY_FILE, Privacy
 from parablock_ray.recovery import recover
 from parablock_ray.reporting.command import page_of_run
 from parablock_ray.runtime import RunSetup, Runtime, make_runtime, runtime_sinks
-from parablock_ray.secure.primitives import require_packages
-from parablock_ray.secure_terms import fixed_point
+from parablock_ray.secure_terms import check_secure_aggregation
 from parablock_ray.stopping import stop_requests
 from parablock_ray.tracking.client_split import split_figure, split_line
 from parablock_ray.tracking.events import Dropped, Event, as_row
@@ -216,9 +215,7 @@ def prepare(config: Config) -> Prepared:
     population = Population(
         data.clients.num_examples, num_drawn, config.seed, config.data.arrival, sampling, config.privacy.is_on
     )
-    if config.secure_aggregation.enabled:
-        require_packages()
-        fixed_point(config, max(population.num_examples))
+    check_secure_aggregation(config, largest=max(population.num_examples))
     return Prepared(data, population)
 
 

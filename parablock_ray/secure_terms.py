@@ -7,12 +7,14 @@ from parablock_ray.secure.primitives import require_packages
 from parablock_ray.secure.rounds import threshold_for
 
 
-def check_secure_aggregation(config: Config) -> None:
-    """What can be checked without data: the packages, and room for the weights that the config allows. Raises
-    UserError."""
+def check_secure_aggregation(config: Config, largest: int) -> None:
+    """The packages, and room for weights up to `largest`: 1 without data, and with larger ones there is less room.
+
+    Raises UserError.
+    """
     if config.secure_aggregation.enabled:
         require_packages()
-        fixed_point(config, largest=1)  # with larger ones there is less room
+        fixed_point(config, largest)
 
 
 def threshold(config: Config) -> int:

@@ -90,8 +90,12 @@ class NoisedSum:
         noise = gaussian(self._rule.key, self._purpose("sum"), len(total)).mul_(self._rule.noise * self._clip)
         return noise.add_(total).div_(self._rule.expected).to(total.dtype)
 
+    @cached_property
+    def _digest(self) -> bytes:
+        return digest(self._sum.total())
+
     def _purpose(self, what: str) -> bytes:
-        return f"round {self._round} {what} ".encode() + digest(self._sum.total())
+        return f"round {self._round} {what} ".encode() + self._digest
 
 
 def clipped(delta: Tensor, norm: float) -> Tensor:

@@ -17,15 +17,15 @@ _PIECE = 1 << 18  # numbers at once: their bytes and fp64 temporaries stay small
 
 def uniform(key: bytes, purpose: bytes, num: int) -> Tensor:
     """`num` fp64 numbers in (0, 1], multiples of 2⁻⁵³."""
-    return torch.cat([(bits + 1).to(torch.float64) * 2.0**-53 for bits in _bits(key, purpose, num)])
+    return torch.cat(list(_pieces(key, purpose, num)))
 
 
 def gaussian(key: bytes, purpose: bytes, num: int) -> Tensor:
     """`num` fp64 numbers of the standard normal distribution, by Box and Muller. None is above 8.6: what lies beyond
     has a probability of 1e-17."""
     pairs = []
-    for bits in _bits(key, purpose, num + num % 2):
-        first, second = ((bits + 1).to(torch.float64) * 2.0**-53).view(2, -1)
+    for piece in _pieces(key, purpose, num + num % 2):
+        first, second = piece.view(2, -1)
         radius, angle = (first.log() * -2).sqrt(), second * (2 * math.pi)
         pairs += [radius * angle.cos(), radius * angle.sin()]
     return torch.cat([*pairs, torch.empty(0, dtype=torch.float64)])[:num]
@@ -36,12 +36,13 @@ def derived(key: bytes, purpose: bytes) -> bytes:
     return hashlib.shake_128(_framed(key, purpose, -1)).digest(32)
 
 
-def _bits(key: bytes, purpose: bytes, num: int) -> Iterator[Tensor]:
-    """53 random bits each (int64), by pieces; all of an even length where `num` is even."""
+def _pieces(key: bytes, purpose: bytes, num: int) -> Iterator[Tensor]:
+    """The numbers of `uniform`, by pieces; all of an even length where `num` is even."""
     for piece, start in enumerate(range(0, num, _PIECE)):
         length = min(_PIECE, num - start)
         stream = bytearray(hashlib.shake_128(_framed(key, purpose, piece)).digest(8 * length))
-        yield (torch.frombuffer(stream, dtype=torch.int64) >> 11) & ((1 << 53) - 1)
+        bits = (torch.frombuffer(stream, dtype=torch.int64) >> 11) & ((1 << 53) - 1)
+        yield (bits + 1).to(torch.float64) * 2.0**-53
 
 
 def _framed(key: bytes, purpose: bytes, piece: int) -> bytes:

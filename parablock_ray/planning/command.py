@@ -44,7 +44,7 @@ def make_plan(config: Config, compute_s: str | None) -> Plan:
     """
     given = None if compute_s is None else step_figures(compute_s, config.method.num_blocks)
     check_files(config)  # before anything is loaded
-    check_secure_aggregation(config)
+    check_secure_aggregation(config, largest=1)
     prepared = prepare(config)
     steps = _fixed(config, given) or _measured(config, prepared.data, prepared.population)
     scenario = Scenario(config, prepared.population, model_shapes(config.model.name), steps.num_workers, steps.step_s)

@@ -53,7 +53,7 @@ def load_sweep(file: Path, out: Path | None) -> Sweep:
         try:
             config = load_config(file.parent / told.config, overrides)
             check_files(config)
-            check_secure_aggregation(config)
+            check_secure_aggregation(config, largest=1)
         except UserError as error:
             for line in str(error).splitlines():
                 mistakes[line].append(label)

@@ -19,7 +19,7 @@ AGAIN = " with secure_aggregation.enabled, where a round that is done again must
 
 def mistake(*overrides: str) -> str:
     with pytest.raises(UserError) as caught:
-        check_secure_aggregation(load_config(QUICKSTART, [SECURE, *overrides]))
+        check_secure_aggregation(load_config(QUICKSTART, [SECURE, *overrides]), largest=1)
     return str(caught.value)
 
 
