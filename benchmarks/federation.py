@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,26 +11,20 @@ from typing import Any
 
 import ray
 import torch
+from rounds import started
 from torch import Tensor, nn
 from torch.nn import Parameter
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from parablock_ray.algorithms.base import Method
 from parablock_ray.algorithms.blocks import flatten
-from parablock_ray.algorithms.methods import make_method
-from parablock_ray.checkpointing import Completer
 from parablock_ray.config import Config
-from parablock_ray.deadlines import nobody
-from parablock_ray.driver import claimed, prepare, run_rounds
+from parablock_ray.driver import prepare
 from parablock_ray.network.timeline import RoundLoad
-from parablock_ray.participation import Participation
 from parablock_ray.planning.plan import plan
 from parablock_ray.planning.scenario import Scenario
 from parablock_ray.pricing import Pricing, by_round
-from parablock_ray.runtime.base import RunSetup
-from parablock_ray.runtime.cluster import RayRuntime
 from parablock_ray.tracking.events import Event, Span
-from parablock_ray.tracking.rounds import RoundBook
 from parablock_ray.training.engine import Batch, EngineMaker
 from parablock_ray.training.model import load_tokenizer, model_shapes
 
@@ -201,16 +195,10 @@ def measure(config: Config, make_engine: EngineMaker, num_steps: int = 0) -> Mea
 
     Before it `num_steps` local steps are timed on every block, as `parablock plan` does.
     """
-    prepared = prepare(config)
-    method = make_method(config.method, prepared.population)
-    runtime = RayRuntime(RunSetup(config, prepared.population, prepared.data, make_engine))
-    with claimed(Path(config.out), config), closing(runtime):
-        runtime.start()
-        step_s = tuple(runtime.step_seconds(num_steps)) if num_steps else ()
-        completer = Completer(runtime.complete_checkpoint, config, loss_before=0.0, num_done=0)  # no checkpoint is due
-        everybody = Participation(min_participants=1, late=nobody, known=[])
-        events, rows = run_rounds(method, everybody, runtime, RoundBook(method.num_rounds), [], completer, [])
-    return Measured(sum(row["seconds"] for row in rows), events, method, config, step_s)
+    with started(config, make_engine) as run:
+        step_s = tuple(run.runtime.step_seconds(num_steps)) if num_steps else ()
+        events, rows = run.rounds([])
+    return Measured(sum(row["seconds"] for row in rows), events, run.method, config, step_s)
 
 
 def planned_s(run: Measured) -> float:

@@ -21,7 +21,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,16 +29,10 @@ from typing import TypeVar
 from federation import asleep_for, own_cluster
 from harness import Row, note, parser, report
 from rich.console import Console
+from rounds import started
 
-from parablock_ray.algorithms.methods import make_method
-from parablock_ray.checkpointing import Completer
 from parablock_ray.config import Config, load_config
-from parablock_ray.deadlines import nobody
-from parablock_ray.driver import claimed, prepare, run, run_rounds
-from parablock_ray.participation import Participation
-from parablock_ray.runtime.base import RunSetup
-from parablock_ray.runtime.cluster import RayRuntime
-from parablock_ray.tracking.rounds import RoundBook
+from parablock_ray.driver import run
 from parablock_ray.tracking.sinks import open_sinks
 
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
@@ -103,16 +96,9 @@ def cost_of(scale: Scale, num_rounds: int) -> Cost:
     """A run in which nobody trains."""
     with tempfile.TemporaryDirectory() as folder, own_cluster():
         config = config_of(scale, num_rounds, folder)
-        prepared = prepare(config)
-        method = make_method(config.method, prepared.population)
-        runtime = RayRuntime(RunSetup(config, prepared.population, prepared.data, asleep_for(0)))
-        with claimed(Path(config.out), config), closing(runtime):
-            sinks = open_sinks(config, Console(quiet=True), resumes=False)
-            runtime.start()
-            completer = Completer(runtime.complete_checkpoint, config, loss_before=0.0, num_done=0)  # none is due
-            everybody = Participation(min_participants=1, late=nobody, known=[])
-            _, rows = run_rounds(method, everybody, runtime, RoundBook(method.num_rounds), sinks, completer, [])
-            peaks = runtime.peak_rss_bytes()
+        with started(config, asleep_for(0)) as made:
+            _, rows = made.rounds(open_sinks(config, Console(quiet=True), resumes=False))
+            peaks = made.runtime.peak_rss_bytes()
     workers = [peak for process, peak in peaks.items() if process.startswith("worker")]
     overhead_ms = 1e3 * statistics.median(row["seconds"] for row in rows) / scale.per_round
     return Cost(overhead_ms, {"driver": peaks["driver"], "server": peaks["server"], "worker": max(workers)})

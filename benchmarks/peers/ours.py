@@ -8,7 +8,6 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,16 +17,11 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from parablock_ray.algorithms.blocks import flatten
-from parablock_ray.algorithms.methods import make_method
-from parablock_ray.checkpointing import Completer
 from parablock_ray.config import Config
-from parablock_ray.deadlines import nobody
-from parablock_ray.driver import claimed, prepare, run_rounds
-from parablock_ray.participation import Participation
-from parablock_ray.runtime.base import RunSetup
-from parablock_ray.runtime.cluster import RayRuntime
 from parablock_ray.tracking.events import Committed
-from parablock_ray.tracking.rounds import RoundBook
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from rounds import started
 
 
 @dataclass
@@ -93,16 +87,9 @@ def config_of(folder: Path, engine: str) -> Config:
 
 def timed_rounds(folder: Path) -> list[float]:
     """When the first round began, and when each ended."""
-    config = config_of(folder, "torch")
-    prepared = prepare(config)
-    method = make_method(config.method, prepared.population)
-    runtime = RayRuntime(RunSetup(config, prepared.population, prepared.data, SharedEngines(folder)))
-    with claimed(Path(config.out), config), closing(runtime):
-        runtime.start()
-        completer = Completer(runtime.complete_checkpoint, config, loss_before=0.0, num_done=0)  # none is due
-        everybody = Participation(min_participants=1, late=nobody, known=[])
+    with started(config_of(folder, "torch"), SharedEngines(folder)) as run:
         start_s = time.time()
-        events, _ = run_rounds(method, everybody, runtime, RoundBook(method.num_rounds), [], completer, [])
+        events, _ = run.rounds([])
     return [start_s, *(start_s + event.time_s for event in events if isinstance(event, Committed))]
 
 
