@@ -30,6 +30,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 from torch import Tensor
+from torch.nn import Parameter
 
 from parablock_ray.algorithms.base import LiveModel
 from parablock_ray.algorithms.blocks import flatten
@@ -100,7 +101,7 @@ class Fit:
     error: float
 
     def at(self, num_rounds: int) -> float:
-        return math.exp(self.intercept) * num_rounds**self.slope
+        return float(math.exp(self.intercept) * num_rounds**self.slope)
 
 
 # num_rounds → the mean over rounds of ‖∇f(x_t)‖², by seed
@@ -207,7 +208,7 @@ def mean_squared_gradient(config: BlockMethod, problem: Problem) -> Tensor:
             [block] = replica.start(plan, visit)
             columns = slice(plan.block * BLOCK_SIZE, (plan.block + 1) * BLOCK_SIZE)
             for _ in range(config.local_steps):
-                block -= plan.lr * gradient(next(minibatches[visit.client]), live)[:, columns]
+                block.sub_(plan.lr * gradient(next(minibatches[visit.client]), live)[:, columns])
             upload = replica.finish(flatten([block], torch.float64))
             replica.remember(plan, visit, upload)
             for _ in server.receive(plan.round, visit.client, 0, upload):
@@ -215,9 +216,11 @@ def mean_squared_gradient(config: BlockMethod, problem: Problem) -> Tensor:
     return total / method.num_rounds
 
 
-def blocks_of(x: Tensor) -> dict[str, Tensor]:
-    """The model's parameters: one layer to a block, each a view of x [num_seeds, DIM]."""
-    return {f"layers.{i}.weight": part for i, part in enumerate(x.split(BLOCK_SIZE, dim=1))}
+def blocks_of(x: Tensor) -> dict[str, Parameter]:
+    """The model's parameters: one layer to a block, each in the memory of x [num_seeds, DIM]."""
+    return {
+        f"layers.{i}.weight": Parameter(part, requires_grad=False) for i, part in enumerate(x.split(BLOCK_SIZE, dim=1))
+    }
 
 
 def draw_minibatches(client: Examples, config: BlockMethod, index: int) -> Iterator[Examples]:

@@ -69,6 +69,9 @@ class PlainLoop:
         del self._optimizer
 
 
+Loop = Engine | PlainLoop
+
+
 def main() -> None:
     options = arguments()
     torch.set_num_threads(1)
@@ -104,7 +107,7 @@ def figures(options: argparse.Namespace) -> Iterator[Row]:
     for where, parameters in blocks.items():
         note(f"{where} block")
         check_same(engines, plain, parameters, batch)
-        loops = {**engines, "plain": plain}
+        loops: dict[str, Loop] = {**engines, "plain": plain}
         seconds = in_turns(
             {name: stepping(loop, parameters, batch, options.steps) for name, loop in loops.items()}
             | {"full": stepping(plain, everything, batch, options.steps)},
@@ -148,8 +151,9 @@ def blocks_of(model: PreTrainedModel, num_blocks: int) -> dict[str, list[Paramet
 
 def check_same(engines: Mapping[str, Engine], plain: PlainLoop, parameters: list[Parameter], batch: Batch) -> None:
     """SystemExit unless all loops have the same losses: else one of them does not do the same work."""
+    loops: dict[str, Loop] = {**engines, "plain": plain}
     found = {}
-    for name, loop in {**engines, "plain": plain}.items():
+    for name, loop in loops.items():
         with restored(parameters):
             loop.begin(parameters, LR)
             found[name] = [loop.step(batch) for _ in range(3)]
@@ -177,7 +181,7 @@ class restored:
                 parameter.copy_(value)
 
 
-def stepping(loop: Any, parameters: list[Parameter], batch: Batch, num_steps: int) -> Callable[[], float]:
+def stepping(loop: Loop, parameters: list[Parameter], batch: Batch, num_steps: int) -> Callable[[], float]:
     """Seconds of a step, but for the first one after the switch to these parameters."""
 
     def measure() -> float:
@@ -194,7 +198,7 @@ def stepping(loop: Any, parameters: list[Parameter], batch: Batch, num_steps: in
     return measure
 
 
-def peak_bytes(loop: Any, parameters: list[Parameter], batch: Batch) -> int:
+def peak_bytes(loop: Loop, parameters: list[Parameter], batch: Batch) -> int:
     """Of a step beside the model."""
     with restored(parameters):
         with TensorMemory() as memory:

@@ -1,7 +1,7 @@
 """How much memory a computation on tensors takes: the same figure on every machine and in every run."""
 
 import weakref
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor, UntypedStorage
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -20,6 +20,10 @@ class TensorMemory(TorchDispatchMode):
         self.peak_bytes = 0
         self._alive: dict[int, int] = {}
         self._before: set[int] = set()
+
+    def __enter__(self) -> Self:
+        super().__enter__()  # torch does not say what it returns
+        return self
 
     @property
     def alive_bytes(self) -> int:
