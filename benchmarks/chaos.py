@@ -122,7 +122,7 @@ def _carry_out(kill: Kill, out: Path, weights_sha256: str) -> str | None:
         _finish(parablock("resume", str(out)))
     if kill.kind == "worker, dropped":
         weights_sha256 = _alone(kill.method, out.with_suffix(".again"), f"clients.participation={out / 'events.jsonl'}")
-    if _summary(out)["weights_sha256"] != weights_sha256:
+    if _weights_sha256(out) != weights_sha256:
         return "other weights"
     told = _told(out)
     if told != list(range(_NUM_ROUNDS)):
@@ -133,7 +133,7 @@ def _carry_out(kill: Kill, out: Path, weights_sha256: str) -> str | None:
 def _alone(method: str, out: Path, *overrides: str) -> str:
     """What a run in one process ends with."""
     _finish(_command(method, out, "runtime=serial", *overrides))
-    return _summary(out)["weights_sha256"]
+    return _weights_sha256(out)
 
 
 def _refused_without_checkpoint(out: Path) -> str | None:
@@ -208,8 +208,9 @@ def _finish(command: list[str]) -> None:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=_GIVE_UP_S)
 
 
-def _summary(out: Path) -> dict[str, str]:
-    return json.loads((out / "summary.json").read_text())
+def _weights_sha256(out: Path) -> str:
+    """What the run ended with."""
+    return str(json.loads((out / "summary.json").read_text())["weights_sha256"])
 
 
 if __name__ == "__main__":

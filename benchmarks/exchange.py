@@ -18,6 +18,7 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -169,11 +170,11 @@ def copy_in(options: argparse.Namespace) -> Iterator[Row]:
 
 def slowdowns(sender: Any, options: argparse.Namespace) -> Iterator[Row]:
     def speed_beside(rate: float) -> float:
-        return ray.get(sender.steps_per_s.remote(rate, options.train_s))
+        return float(ray.get(sender.steps_per_s.remote(rate, options.train_s)))
 
     for rate in options.rates:
         note(f"training beside {rate:g} MB/s")
-        found = in_turns({"alone": lambda: speed_beside(0.0), "beside": lambda rate=rate: speed_beside(rate)}, 3)
+        found = in_turns({"alone": lambda: speed_beside(0.0), "beside": partial(speed_beside, rate)}, 3)
         ratios = [beside / alone for alone, beside in zip(found["alone"], found["beside"], strict=True)]
         yield median_row(f"exchange/training_speed/{rate:g}_MB_per_s", ratios, "ratio")
 

@@ -76,12 +76,12 @@ def figures(name: str, setting: Setting, options: argparse.Namespace) -> Iterato
     def in_turns(peers: dict[str, Aggregation], num_turns: int) -> dict[str, list[float]]:
         return measure(peers, adapters, weights, options.threshold, num_turns)
 
-    two_svds = {"two_svd": two_svd, "two_svd_transposed": two_svd_transposed}
+    two_svds: dict[str, Aggregation] = {"two_svd": two_svd, "two_svd_transposed": two_svd_transposed}
     seconds = in_turns(two_svds, turns)
     rank = florist(adapters, weights, options.threshold)[2].rank
     yield ratio(f"florist_vs_two_svd/{name}", seconds, "two_svd", setting.two_svd_goal)
     yield ratio(f"florist_vs_two_svd_transposed/{name}", seconds, "two_svd_transposed", None)
-    peers: dict[str, Aggregation] = dict(two_svds)
+    peers = dict(two_svds)
     if setting.with_dense:
         beside = in_turns({"dense": dense}, options.dense_turns)
         yield ratio(f"florist_vs_dense/{name}", beside, "dense", setting.dense_goal)

@@ -20,6 +20,8 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 from harness import Row, note, parser, report
@@ -28,11 +30,13 @@ from parablock_ray.secure.client import SecureClient
 from parablock_ray.secure.fixed_point import FixedPoint, finest_fraction_bits
 from parablock_ray.secure.masks import Words
 from parablock_ray.secure.rounds import SecureRound, threshold_for
-from parablock_ray.secure.server import SecureServer, SecureSum
+from parablock_ray.secure.server import SecureServer
 
 CLIP, MAX_WEIGHT, TOLERATED = 1.0, 100, 0.3
 CHUNK_PARAMS = 1 << 20
 MEGABYTE = 1e6
+
+T = TypeVar("T")
 
 
 def main() -> None:
@@ -55,7 +59,6 @@ class Costs:
     clients: list[float]
     server: float = 0.0
     control_bytes: int = 0
-    total: SecureSum | None = None
 
 
 def cohort(num_clients: int, megabytes: list[int]) -> Iterator[Row]:
@@ -103,9 +106,9 @@ def one_round(
 
     def exchange(asked: dict[int, bytes], answer: Callable[[int], bytes], take: Callable[[int, bytes], None]) -> None:
         for client in asked:
-            reply, seconds = timed(lambda client=client: answer(client))
+            reply, seconds = timed(partial(answer, client))
             costs.clients[client] += seconds
-            costs.server += seconds_of(lambda client=client, reply=reply: take(client, reply))
+            costs.server += seconds_of(partial(take, client, reply))
             costs.control_bytes += (len(asked[client]) + len(reply)) * (client == first)
 
     exchange(dict.fromkeys(round.clients, b""), lambda client: clients[client].keys(), server.take_keys)
@@ -117,7 +120,7 @@ def one_round(
     costs.control_bytes += len(share_lists[first])
     kept = [client for client in round.clients if client >= num_lost]
     for client in kept:
-        costs.clients[client] += seconds_of(lambda client=client: clients[client].take_shares(share_lists[client]))
+        costs.clients[client] += seconds_of(partial(clients[client].take_shares, share_lists[client]))
     chunks: list[Words] = []
     for client in kept:
         if is_whole or not chunks:
@@ -128,23 +131,23 @@ def one_round(
             clients[client]._step = clients[kept[0]]._step  # as if it had masked: what it reveals is as much
         costs.clients[client] += mask_s
         for chunk, words in enumerate(chunks):
-            costs.server += seconds_of(lambda client=client, chunk=chunk, words=words: server.add(client, chunk, words))
+            costs.server += seconds_of(partial(server.add, client, chunk, words))
     survivors, seconds = timed(server.survivors)
     costs.server += seconds
     exchange(survivors, lambda client: clients[client].reveal(survivors[client]), server.take_reveal)
-    costs.total, seconds = timed(server.unmask)
+    total, seconds = timed(server.unmask)
     costs.server += seconds
     costs.clients = costs.clients[num_lost:]
     if is_whole:
         weight = sum(1 + client % MAX_WEIGHT for client in kept)
         steps, _ = encoding.encode(vector, 1)
         exact = encoding.as_signed(steps).astype(np.int64) * weight
-        if costs.total.weight != weight or not (costs.total.sums == exact).all():
+        if total.weight != weight or not (total.sums == exact).all():
             raise SystemExit("the sum is not the plain sum of the integers: no figure means anything")
     return costs
 
 
-def timed(call: Callable[[], object]) -> tuple:
+def timed(call: Callable[[], T]) -> tuple[T, float]:
     start_s = time.process_time()
     found = call()
     return found, time.process_time() - start_s

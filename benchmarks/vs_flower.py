@@ -249,7 +249,7 @@ def _pythonpath() -> list[str]:
 def end(process: subprocess.Popen[Any], folder: Path) -> None:
     """Waits for it; SystemExit with its last words where it failed."""
     if process.wait(GIVE_UP_S):
-        raise SystemExit(f"{process.args} ended with {process.returncode}:\n{(folder / 'log').read_text()[-3000:]}")
+        raise SystemExit(f"{process.args!r} ended with {process.returncode}:\n{(folder / 'log').read_text()[-3000:]}")
 
 
 def drop_file_cache() -> None:

@@ -24,20 +24,23 @@ from transformers import AutoModelForCausalLM
 
 def job(folder: Path) -> dict[str, Any]:
     """What is to be done."""
-    return json.loads((folder / "job.json").read_text())
+    asked: dict[str, Any] = json.loads((folder / "job.json").read_text())
+    return asked
 
 
 @lru_cache(1)
 def model_of(folder: Path) -> nn.Module:
     """Loaded once a process, and kept."""
     torch.set_num_threads(1)
-    return AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32).train()
+    model: nn.Module = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
+    return model.train()
 
 
 @lru_cache(1)
 def batches_of(folder: Path) -> list[tuple[dict[str, Tensor], int]]:
     """By client, with its number of examples."""
-    return torch.load(folder / "batches.pt")
+    batches: list[tuple[dict[str, Tensor], int]] = torch.load(folder / "batches.pt")
+    return batches
 
 
 def new_optimizer(parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimizer:
