@@ -75,7 +75,7 @@ lint: $(DEV) ## Check style and format.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(DEV) ## Check the types of the package.
+types: $(DEV) ## Check the types of the package and of the benchmarks.
 	$(BIN)/mypy
 
 format: $(DEV) ## Mend what `make lint` finds, where that can be done by itself.
