@@ -188,6 +188,7 @@ def read(folder: Path, peak_bytes: int) -> Found:
         (start_s, end_s, loss, file.name)
         for file in (folder / "steps").iterdir()
         for start_s, end_s, loss in map(json.loads, file.read_text().splitlines())
+        if start_s >= ends_s[0]  # before that our workers warm up
     ]
     overhead_s, train_s = [], []
     for begin_s, end_s in list(itertools.pairwise(ends_s))[1:]:
@@ -209,8 +210,11 @@ def last_loss(found: Found) -> float:
 def check_same(ours: Found, theirs: Found) -> None:
     """SystemExit unless both sides really train, and alike."""
     own, its = last_loss(ours), last_loss(theirs)
-    if not math.isclose(own, its, rel_tol=NOISE) or len(ours.losses) != len(theirs.losses):
-        raise SystemExit(f"they do not train alike ({own:.3f} and {its:.3f}): no ratio means anything")
+    num, num_its = len(ours.losses), len(theirs.losses)
+    if num != num_its:
+        raise SystemExit(f"they do not train alike ({num} and {num_its} clients): no ratio means anything")
+    if not math.isclose(own, its, rel_tol=NOISE):
+        raise SystemExit(f"they do not train alike (losses {own:.3f} and {its:.3f}): no ratio means anything")
 
 
 def our_start_s(folder: Path, engine: str) -> float:

@@ -13,6 +13,8 @@ from typing import Any
 from parablock_ray.config import Config
 from parablock_ray.errors import UserError
 
+_NEVER = 10  # standard deviations: 1.5e-23 is the probability that a number is beyond
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -143,8 +145,29 @@ def privacy_line(config: Config) -> str | None:
     accountant = accountant_of(config)
     if accountant is None:
         return None
-    noise_on_sum(accountant.noise_multiplier, count_noise_of(config))
+    check_noise(config, accountant.noise_multiplier)
     return f"privacy: {accountant.described()}"
+
+
+def check_noise(config: Config, noise_multiplier: float) -> None:
+    """Whether all of it can be added. Raises UserError."""
+    noise_on_sum(noise_multiplier, count_noise_of(config))
+    secure, privacy = config.secure_aggregation, config.privacy
+    if not secure.enabled or privacy.noise == "server":
+        return
+    assert privacy.clip is not None, "a private run has its clip"
+    least = privacy.clip + _NEVER * share_noise(config, noise_multiplier, privacy.clip)
+    if secure.clip < least:
+        raise UserError(
+            f"secure_aggregation.clip: must be at least {least:.4g} with privacy.noise: clients, that is privacy.clip "
+            f"and {_NEVER} standard deviations of a client's noise, of which nothing may be cut (got {secure.clip:g})"
+        )
+
+
+def share_noise(config: Config, noise_multiplier: float, clip: float) -> float:
+    """Of `privacy.noise: clients`, the standard deviation of one client's share: of as few clients as may be left the
+    shares are the whole noise; of more there is more."""
+    return noise_multiplier * clip / math.sqrt(config.clients.min_participants)
 
 
 def noise_on_sum(noise_multiplier: float, count_noise: float | None) -> float:

@@ -36,7 +36,8 @@ from parablock_ray.privacy import KEY_FILE, Privacy
 from parablock_ray.recovery import recover
 from parablock_ray.reporting.command import page_of_run
 from parablock_ray.runtime import RunSetup, Runtime, make_runtime, runtime_sinks
-from parablock_ray.secure_terms import check_secure_aggregation
+from parablock_ray.secure_terms import check_secure_aggregation, clip_before_rounding
+from parablock_ray.sizes import trained_layout
 from parablock_ray.stopping import stop_requests
 from parablock_ray.tracking.client_split import split_figure, split_line
 from parablock_ray.tracking.events import Dropped, Event, as_row
@@ -216,6 +217,9 @@ def prepare(config: Config) -> Prepared:
         data.clients.num_examples, num_drawn, config.seed, config.data.arrival, sampling, config.privacy.is_on
     )
     check_secure_aggregation(config, largest=max(population.num_examples))
+    if config.privacy.clip is not None:
+        blocks = trained_layout(config, model_shapes(config.model.name)).blocks
+        clip_before_rounding(config, config.privacy.clip, max(block.num_params for block in blocks))  # may refuse it
     return Prepared(data, population)
 
 

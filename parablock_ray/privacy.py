@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from parablock_ray.accounting import accountant_of, count_noise_of, noise_on_sum
+from parablock_ray.accounting import accountant_of, check_noise, count_noise_of, noise_on_sum
 from parablock_ray.algorithms.base import Method, RoundPlan
 from parablock_ray.algorithms.methods import make_method
 from parablock_ray.algorithms.population import Population
@@ -50,7 +50,7 @@ class Privacy:
             self._key = _read_key(self._out) if resumes else _new_key(config.privacy.seed)
             solved = {"noise_multiplier": self._accountant.noise_multiplier, "target_epsilon": None}
             self.told = config.model_copy(update={"privacy": config.privacy.model_copy(update=solved)})
-            noise_on_sum(self._accountant.noise_multiplier, count_noise_of(config))  # may refuse it
+            check_noise(config, self._accountant.noise_multiplier)
             if config.privacy.noise == "clients":
                 self.share_key = derived(self._key, b"shares")
 

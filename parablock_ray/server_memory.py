@@ -87,7 +87,7 @@ def _method_bytes(config: Config, shapes: Mapping[str, Tensor], most: Traffic) -
         # A sum for each round that clients may be in, and the value that the oldest of them is stepped into.
         "sums and new value, fp32": (1 if rule.keeps_all else method.staleness + 2) * largest * FP32_BYTES,
         "sums under masks": (method.staleness + 2) * largest * word_bytes,
-        "noise and its pieces, fp64": 2 * largest * FP64_BYTES if config.privacy.is_on else 0,
+        "noise and its pieces, fp64": (3 if word_bytes else 2) * largest * FP64_BYTES if config.privacy.is_on else 0,
         "server optimizer, fp32": num_vectors * num_trained * FP32_BYTES,
         "server optimizer before the round, fp32": num_vectors * largest * FP32_BYTES if is_withdrawn else 0,
         "uploads kept, at most": _kept_bytes(config, most),

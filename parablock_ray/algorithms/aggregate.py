@@ -123,13 +123,16 @@ def _add_weighted(total: Tensor, values: Tensor, weight: int) -> None:
         part += torch.mul(wide, factor, out=scaled)
 
 
-class GivenMean:
-    """Of a round whose mean came as a whole: takes the place of `RoundSum`."""
+class GivenSum:
+    """Of a round whose sum came as a whole, Σ w_i Δ_i = `steps` / `scale` (flat integers): takes the place of
+    `RoundSum`. It is exact until it is divided, in fp64, and rounded once to `dtype`."""
 
-    def __init__(self, bounds: list[tuple[int, int]], mean: Tensor, sum_of_weights: int) -> None:
+    def __init__(
+        self, bounds: list[tuple[int, int]], steps: Tensor, scale: float, sum_of_weights: int, dtype: torch.dtype
+    ) -> None:
         self.bounds = bounds
         self.sum_of_weights = sum_of_weights
-        self._mean = mean
+        self._steps, self._scale, self._dtype = steps, scale, dtype
 
     def is_complete(self, chunk: int) -> bool:
         """All of it is here."""
@@ -138,7 +141,12 @@ class GivenMean:
     def mean(self, chunk: int) -> Tensor:
         """Δ̄ of a chunk."""
         start, end = self.bounds[chunk]
-        return self._mean[start:end]
+        exact = self._steps[start:end].to(torch.float64)
+        return exact.div_(self._scale).div_(self.sum_of_weights).to(self._dtype)
+
+    def total(self) -> Tensor:
+        """Σ w_i Δ_i, fp64."""
+        return self._steps.to(torch.float64).div_(self._scale)
 
 
 def server_step(optimizer: ServerOptimizer, state: dict[str, Tensor], mean: Tensor) -> Tensor:

@@ -175,9 +175,11 @@ class Server(Protocol):
         """
         ...
 
-    def receive_mean(self, round: int, mean: Tensor, sum_of_weights: int) -> Iterator[Publication | Commit]:
-        """In place of all uploads: Σ n_i Δ_i / Σ n_i (flat, fp32) over those who were not dropped, and Σ n_i. Of
-        methods whose server needs no more. What this makes public, as above."""
+    def receive_sum(
+        self, round: int, steps: Tensor, scale: float, sum_of_weights: int
+    ) -> Iterator[Publication | Commit]:
+        """In place of all uploads, over those who were not dropped: Σ w_i Δ_i = `steps` / `scale` (flat integers), and
+        Σ w_i. Of methods whose server needs no more. What this makes public, as above."""
         ...
 
     def drop(self, round: int, client: int) -> Iterator[Publication | Commit]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor
 
-from parablock_ray.algorithms.aggregate import GivenMean, RoundSum, new_server_state, server_step
+from parablock_ray.algorithms.aggregate import GivenSum, RoundSum, new_server_state, server_step
 from parablock_ray.algorithms.base import Commit, Publication, RoundPlan, Update
 from parablock_ray.algorithms.blocks import copy_kept, flatten, make_layout, unflatten_into
 from parablock_ray.algorithms.lora import Adapter
@@ -26,7 +26,7 @@ class _OpenRound:
 
     def __init__(self, plan: RoundPlan, total: RoundSum | RoundVectors | NoisedSum) -> None:
         self.planned = self.plan = plan
-        self.total: RoundSum | RoundVectors | NoisedSum | GivenMean = total
+        self.total: RoundSum | RoundVectors | NoisedSum | GivenSum = total
         self.refused: set[int] = set()
         self.restart()
 
@@ -88,20 +88,26 @@ class BlockServer:
         To be iterated to its end: a chunk is stepped when it is asked for, so that it can go out before the next.
         """
         total = self._open[round].total
-        assert not isinstance(total, GivenMean)
+        assert not isinstance(total, GivenSum)
         total.add(client, chunk, values)
         return self._made_public()
 
-    def receive_mean(self, round: int, mean: Tensor, sum_of_weights: int) -> Iterator[Publication | Commit]:
-        """In place of all uploads: the mean over those who were not dropped; what this makes public, in order."""
+    def receive_sum(
+        self, round: int, steps: Tensor, scale: float, sum_of_weights: int
+    ) -> Iterator[Publication | Commit]:
+        """In place of all uploads: the sum over those who were not dropped; what this makes public, in order."""
         current = self._open[round]
-        current.total = GivenMean(current.total.bounds, mean.to(self._dtype), sum_of_weights)
+        given = GivenSum(current.total.bounds, steps, scale, sum_of_weights, self._dtype)
+        if isinstance(current.total, NoisedSum):
+            current.total.take(given)
+        else:
+            current.total = given
         return self._made_public()
 
     def drop(self, round: int, client: int) -> Iterator[Publication | Commit]:
         """This client, which has sent nothing of this round, is left out of it."""
         current = self._open[round]
-        assert not isinstance(current.total, GivenMean)
+        assert not isinstance(current.total, GivenSum)
         current.plan = current.plan.without({client})
         current.total.drop(client)
         self._attendance.drop(round, client)
@@ -110,7 +116,7 @@ class BlockServer:
     def refuse(self, round: int, client: int) -> Iterator[Publication | Commit]:
         """What this client sent of this round has no part in it. Chunks of the round that were public come again."""
         current = self._open[round]
-        assert not isinstance(current.total, GivenMean)
+        assert not isinstance(current.total, GivenSum)
         current.refused.add(client)
         current.plan = current.plan.without({client})
         current.total.drop(client)
@@ -232,6 +238,6 @@ class BlockServer:
             plan,
             current.squared_norm**0.5,
             refused=current.planned.in_order(current.refused),
-            sum_of_weights=total.sum_of_weights if isinstance(total, GivenMean) else None,
+            sum_of_weights=total.sum_of_weights if isinstance(total, GivenSum) else None,
             unclipped=total.unclipped if isinstance(total, NoisedSum) else None,
         )

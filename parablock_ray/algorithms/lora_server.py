@@ -65,8 +65,10 @@ class FactorServer:
     def receive(self, round: int, client: int, chunk: int, values: Tensor) -> Iterator[Publication | Commit]:
         return self._blocks.receive(round, client, chunk, values)
 
-    def receive_mean(self, round: int, mean: Tensor, sum_of_weights: int) -> Iterator[Publication | Commit]:
-        return self._blocks.receive_mean(round, mean, sum_of_weights)
+    def receive_sum(
+        self, round: int, steps: Tensor, scale: float, sum_of_weights: int
+    ) -> Iterator[Publication | Commit]:
+        return self._blocks.receive_sum(round, steps, scale, sum_of_weights)
 
     def drop(self, round: int, client: int) -> Iterator[Publication | Commit]:
         return self._blocks.drop(round, client)
@@ -171,7 +173,9 @@ class LoraServer:
         self._open[round].add(client, chunk, values)
         return self._made_public()
 
-    def receive_mean(self, round: int, mean: Tensor, sum_of_weights: int) -> Iterator[Publication | Commit]:
+    def receive_sum(
+        self, round: int, steps: Tensor, scale: float, sum_of_weights: int
+    ) -> Iterator[Publication | Commit]:
         """The config refuses it."""
         raise AssertionError("the rule needs every client's adapters")
 

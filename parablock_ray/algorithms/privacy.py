@@ -17,7 +17,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from parablock_ray.algorithms.aggregate import RoundSum, l2_norm
+from parablock_ray.algorithms.aggregate import GivenSum, RoundSum, l2_norm
 from parablock_ray.algorithms.base import RoundPlan
 from parablock_ray.algorithms.secret import gaussian
 
@@ -44,19 +44,26 @@ class NoisedSum:
     def __init__(self, plan: RoundPlan, bounds: list[tuple[int, int]], dtype: torch.dtype, rule: GaussianMean) -> None:
         assert plan.clip is not None, "a private round has its clip"
         self.bounds = bounds
-        self._round, self._clip, self._rule = plan.round, plan.clip, rule
-        self._sum = RoundSum(plan, bounds, dtype, by_chunk=False, clip=None)
+        self._round, self._clip, self._rule, self._dtype = plan.round, plan.clip, rule, dtype
+        self._sum: RoundSum | GivenSum = RoundSum(plan, bounds, dtype, by_chunk=False, clip=None)
         self._counting = {visit.client for visit in plan.visits if visit.weight > 0}
         self._squares: dict[int, float] = {}  # client → ‖Δ̂‖², as far as it is here
 
     def add(self, client: int, chunk: int, values: Tensor) -> None:
         """Take chunk `chunk` of a client's clipped delta (wire dtype)."""
+        assert isinstance(self._sum, RoundSum)
         if self._rule.count_noise is not None:
             self._squares[client] = self._squares.get(client, 0.0) + l2_norm([values]) ** 2
         self._sum.add(client, chunk, values)
 
+    def take(self, given: GivenSum) -> None:
+        """In place of all clients' deltas: their sum, unmasked."""
+        assert self._rule.count_noise is None, "of a sum nobody can be counted"
+        self._sum = given
+
     def drop(self, client: int) -> None:
         """This client is left out."""
+        assert isinstance(self._sum, RoundSum)
         self._sum.drop(client)
         self._counting.discard(client)
 
@@ -85,10 +92,10 @@ class NoisedSum:
     def _mean(self) -> Tensor:
         total = self._sum.total()
         if self._rule.noise == 0:
-            return total / self._rule.expected
+            return (total / self._rule.expected).to(self._dtype)
         assert self._rule.key is not None, "it is drawn with the run"
         noise = gaussian(self._rule.key, self._purpose("sum"), len(total)).mul_(self._rule.noise * self._clip)
-        return noise.add_(total).div_(self._rule.expected).to(total.dtype)
+        return noise.add_(total).div_(self._rule.expected).to(self._dtype)
 
     @cached_property
     def _digest(self) -> bytes:

@@ -75,10 +75,15 @@ def check_privacy(config: "Config") -> None:
         if clients.sampling == "poisson":
             raise ValueError("clients.sampling: poisson is for privacy.clip, which divides by the expected clients")
         return
-    if config.secure_aggregation.enabled:
+    if config.secure_aggregation.enabled and privacy.quantile is not None:
         raise ValueError(
-            "privacy.clip: must be left out with secure_aggregation.enabled, whose rounding to whole numbers may lift "
-            "an update above the clip, which the accountant does not know of"
+            "privacy.quantile: must be left out with secure_aggregation.enabled, whose server sees no single update, "
+            f"so no norm to count (got {privacy.quantile:g})"
+        )
+    if config.secure_aggregation.max_weight is not None:
+        raise ValueError(
+            "secure_aggregation.max_weight: must be left out with privacy.clip, with which all clients weigh 1 (got "
+            f"{config.secure_aggregation.max_weight})"
         )
     if isinstance(method, CollectingMethod):
         raise ValueError(

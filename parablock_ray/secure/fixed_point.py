@@ -89,10 +89,6 @@ class FixedPoint:
         """The sums that words stand for; the same memory."""
         return words.view(np.dtype(f"<i{self.bits // 8}"))
 
-    def mean(self, sums: Integers, weight: int) -> NDArray[np.float64]:
-        """Σ n_i x_i / Σ n_i of exact sums: a division by a power of two, and one that rounds."""
-        return sums.astype(np.float64) / self.scale / weight
-
 
 def finest_fraction_bits(bits: int, clip: float, max_weight: int, num_clients: int) -> int:
     """The most fraction bits for which sums over so many clients fit. Raises UserError if there are none."""

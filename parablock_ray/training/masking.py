@@ -10,7 +10,6 @@ import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -55,8 +54,8 @@ class SecureTerms:
         return SecureRound(self.run, plan.round, self.attempt, clients, self.threshold, bounds, self.encoding)
 
     def weight(self, round: int, client: int) -> int:
-        """n_i, which no plan tells: only the client itself asks for it."""
-        return self.population.num_examples_at(round, client)
+        """n_i, which no plan tells: only the client itself asks for it. In private all weigh the same."""
+        return 1 if self.population.is_private else self.population.num_examples_at(round, client)
 
 
 def secure_terms(config: Config, population: Population, attempt: int) -> SecureTerms:
@@ -115,17 +114,17 @@ class MaskedUploads:
 
 
 @dataclass(frozen=True)
-class SecureMean:
-    """Σ n_i Δ_i / Σ n_i (flat, fp32) and Σ n_i."""
+class PlainSum:
+    """Σ w_i Δ_i = `steps` / `scale` (flat integers), exact, and Σ w_i."""
 
-    values: Tensor
-    weight: int
+    steps: Tensor
+    scale: float
+    sum_of_weights: int
 
 
 @dataclass
 class _Open:
     server: SecureServer
-    bounds: Sequence[tuple[int, int]]
     lost: set[int] = field(default_factory=set)  # whose vectors will not come
     is_agreed: bool = False  # all have their shares
     is_fixed: bool = False  # whose vectors are in the sum
@@ -140,8 +139,7 @@ class SecureSums:
 
     def open(self, plan: RoundPlan) -> None:
         """Raises RunFailed where the plan has too few clients left."""
-        round = self._terms.round_of(plan)
-        self._open[plan.round] = _Open(SecureServer(round), round.bounds)
+        self._open[plan.round] = _Open(SecureServer(self._terms.round_of(plan)))
 
     def take_keys(self, round: int, messages: Mapping[int, bytes]) -> Mapping[int, bytes]:
         """Clients' keys; once all of them are here, what every client is told, until then nothing. Raises Refused."""
@@ -182,8 +180,8 @@ class SecureSums:
         current.is_fixed = True
         return current.server.survivors()
 
-    def take_reveals(self, round: int, messages: Mapping[int, bytes]) -> SecureMean | None:
-        """Survivors' shares; the mean, once all of them are here. Raises Refused, and RunFailed for a wrong share."""
+    def take_reveals(self, round: int, messages: Mapping[int, bytes]) -> PlainSum | None:
+        """Survivors' shares; the sum, once all of them are here. Raises Refused, and RunFailed for a wrong share."""
         current = self._open[round]
         for client, message in messages.items():
             current.server.take_reveal(client, message)
@@ -191,7 +189,4 @@ class SecureSums:
             return None
         total = current.server.unmask()
         del self._open[round]
-        mean = np.empty(len(total.sums), np.float32)
-        for start, end in current.bounds:  # in fp64, which a chunk has room for
-            mean[start:end] = self._terms.encoding.mean(total.sums[start:end], total.weight)
-        return SecureMean(torch.from_numpy(mean), total.weight)
+        return PlainSum(torch.from_numpy(total.sums), self._terms.encoding.scale, total.weight)

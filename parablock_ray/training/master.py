@@ -94,12 +94,12 @@ class Master:
             yield from self._noted(self.server.receive(sent.round, sent.client, chunk, passed))
 
     def take_reveals(self, round: int, messages: Mapping[int, bytes]) -> Iterator[Publication | Commit]:
-        """With `secure`, what unmasks a round's sum; `server.receive_mean`, once that is all. To be iterated to its
+        """With `secure`, what unmasks a round's sum; `server.receive_sum`, once that is all. To be iterated to its
         end."""
         assert self.secure is not None
-        mean = self.secure.take_reveals(round, messages)
-        if mean is not None:
-            yield from self._noted(self.server.receive_mean(round, mean.values, mean.weight))
+        plain = self.secure.take_reveals(round, messages)
+        if plain is not None:
+            yield from self._noted(self.server.receive_sum(round, plain.steps, plain.scale, plain.sum_of_weights))
 
     def drop(self, dropped: Dropped) -> Iterator[Publication | Commit]:
         """`server.drop`, likewise. Raises RunFailed where too few are left."""

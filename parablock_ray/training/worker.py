@@ -12,6 +12,7 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor
 
+from parablock_ray.accounting import share_noise
 from parablock_ray.algorithms.base import LiveModel, RoundPlan, Update, Visit
 from parablock_ray.algorithms.methods import make_replica, trains_adapters
 from parablock_ray.algorithms.population import Population
@@ -19,6 +20,7 @@ from parablock_ray.algorithms.privacy import clipped, with_share
 from parablock_ray.algorithms.wire import Wire
 from parablock_ray.config import Config
 from parablock_ray.errors import RunFailed, UserError
+from parablock_ray.secure_terms import clip_before_rounding
 from parablock_ray.tracking.events import Dropped
 from parablock_ray.training.adapters import activate_rank, add_adapters
 from parablock_ray.training.batches import batches, move, visit_order
@@ -109,12 +111,12 @@ class Worker:
         """What of a private round may leave the client, and is pending at it: cut, and with its share of the noise."""
         if plan.clip is None:
             return upload
-        upload, noise = clipped(upload, plan.clip), self._config.privacy.noise_multiplier
+        upload = clipped(upload, clip_before_rounding(self._config, plan.clip, upload.numel()))
         if self._share_key is None:
             return upload
+        noise = self._config.privacy.noise_multiplier
         assert noise is not None, "it is solved before the run starts"
-        # With as few clients as may be left the shares are the whole noise; with more there is more.
-        std = noise * plan.clip / math.sqrt(self._config.clients.min_participants)
+        std = share_noise(self._config, noise, plan.clip)
         return with_share(upload, std, self._share_key, plan.round, visit.client)
 
     def train_or_drop(self, plan: RoundPlan, visit: Visit) -> Trained | Dropped:

@@ -51,6 +51,14 @@ def test_it_is_off_unless_there_is_a_clip():
         ([*PRIVATE, "privacy.count_noise=3"], "privacy: count_noise is for the count that quantile takes"),
         ([*PRIVATE, "privacy.quantile=0.5", "privacy.noise=clients"], "privacy: quantile must be left out with noise:"),
         ([*PRIVATE, "privacy.quantile=0.5", "privacy.noise_multiplier=0"], "privacy: quantile needs a noise_multip"),
+        (
+            [*PRIVATE, "privacy.quantile=0.5", "secure_aggregation.enabled=true"],
+            "privacy.quantile: must be left out with secure_aggregation.enabled, whose server sees no single update",
+        ),
+        (
+            [*PRIVATE, "secure_aggregation.enabled=true", "secure_aggregation.max_weight=9"],
+            "secure_aggregation.max_weight: must be left out with privacy.clip, with which all clients weigh 1 (got 9)",
+        ),
         ([*PRIVATE, "privacy.delta=0.1"], "privacy.delta: must be less than 1 / clients.num = 0.1"),
         ([*PRIVATE, "privacy.clip=0"], "privacy.clip: must be greater than 0 (got 0)"),
         ([*PRIVATE, "network.exchange=cut_through"], "network.exchange: must be store_and_forward with privacy.clip"),

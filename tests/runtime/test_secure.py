@@ -1,5 +1,6 @@
 """Secure aggregation in a run: the mean is the plain one of the fixed-point deltas, and only masked ones arrive."""
 
+import math
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -10,8 +11,11 @@ import ray
 import torch
 from torch import Tensor
 
+from parablock_ray.accounting import privacy_line
+from parablock_ray.algorithms.aggregate import l2_norm
 from parablock_ray.algorithms.block_server import BlockServer
 from parablock_ray.algorithms.blocks import flatten, make_layout, unflatten_into
+from parablock_ray.algorithms.privacy import clipped
 from parablock_ray.checkpointing import Completer
 from parablock_ray.config import load_config
 from parablock_ray.driver import prepare
@@ -21,6 +25,7 @@ from parablock_ray.resume import resume
 from parablock_ray.runtime import cluster as cluster_module
 from parablock_ray.runtime.client import ClientActor
 from parablock_ray.secure.fixed_point import finest_fraction_bits
+from parablock_ray.secure_terms import clip_before_rounding, fixed_point
 from parablock_ray.training.master import Master
 from parablock_ray.training.model import load_model, weights_sha256
 from parablock_ray.training.worker import Worker
@@ -45,7 +50,7 @@ class Spy:
         self.deltas: dict[tuple[int, int], Tensor] = {}  # (round, client) → delta
         self.sent: defaultdict[tuple[int, int], list[Tensor]] = defaultdict(list)
         self.means: list[tuple[Tensor, int]] = []
-        train, receive, receive_mean = Worker.train, Master.receive, BlockServer.receive_mean
+        train, receive, receive_sum = Worker.train, Master.receive, BlockServer.receive_sum
 
         def spied_train(worker, plan, visit):
             trained = train(worker, plan, visit)
@@ -56,13 +61,13 @@ class Spy:
             self.sent[sent.round, sent.client].append(values.clone())
             return receive(master, sent, values)
 
-        def spied_mean(server, round, mean, sum_of_weights):
-            self.means.append((mean.clone(), sum_of_weights))
-            return receive_mean(server, round, mean, sum_of_weights)
+        def spied_sum(server, round, steps, scale, sum_of_weights):
+            self.means.append(((steps.double() / scale / sum_of_weights).float(), sum_of_weights))
+            return receive_sum(server, round, steps, scale, sum_of_weights)
 
         monkeypatch.setattr(Worker, "train", spied_train)
         monkeypatch.setattr(Master, "receive", spied_receive)
-        monkeypatch.setattr(BlockServer, "receive_mean", spied_mean)
+        monkeypatch.setattr(BlockServer, "receive_sum", spied_sum)
 
 
 def steps_of(delta: Tensor, fraction_bits: int) -> np.ndarray:
@@ -213,3 +218,65 @@ def test_a_weight_beyond_the_largest_is_told_before_the_run(tmp_path):
     config = load_config(QUICKSTART, [*SHORT, *SERIAL, "secure_aggregation.max_weight=5", f"out={tmp_path}"])
     with pytest.raises(UserError, match=r"secure_aggregation.max_weight: must be at least \d+, the examples of one"):
         prepare(config)
+
+
+PRIVATE = ["privacy.clip=0.3", "privacy.delta=1e-3", "privacy.seed=7", "secure_aggregation.clip=2"]
+
+
+@pytest.mark.parametrize("noise_multiplier", [0, 0.5])
+def test_a_private_sum_is_noised_and_divided_by_who_was_expected(tmp_path, monkeypatch, noise_multiplier):
+    """All weigh 1, and a client that drops out counts as nothing."""
+    refuse(monkeypatch, *LOST)
+    means, receive_sum = [], BlockServer.receive_sum
+
+    def spied_sum(server, round, steps, scale, sum_of_weights):
+        before = flatten(server._tensors[server._open[round].plan.block], torch.float32)
+        total = steps.double() / scale
+        made = list(receive_sum(server, round, steps, scale, sum_of_weights))
+        after = flatten(server._tensors[server._blocks[round]], torch.float32)
+        means.append((total, (after - before).double(), sum_of_weights))
+        return iter(made)
+
+    monkeypatch.setattr(BlockServer, "receive_sum", spied_sum)
+    private = [*PRIVATE, f"privacy.noise_multiplier={noise_multiplier}"]
+    found = run_tiny(tmp_path / "run", [*SERIAL, *DROP, *private])
+    assert [num for _, _, num in means] == [4 - sum(round == each for each, _ in LOST) for round in range(len(means))]
+    noise = torch.cat([mean * 4 - total for total, mean, _ in means])
+    assert float(noise.std()) == pytest.approx(noise_multiplier * 0.3, rel=0.01, abs=1e-6)
+    assert found["num_dropped"] == len(LOST)
+    assert [row["num_examples"] for row in rows(tmp_path / "run" / "metrics.jsonl")] == [0] * len(means)
+
+
+def test_what_is_sent_in_private_is_cut_so_far_that_rounding_cannot_lift_it_above_the_clip(tmp_path, monkeypatch):
+    coarse = [*PRIVATE, "privacy.noise_multiplier=0", "secure_aggregation.fraction_bits=11", "method.rounds=1"]
+    spy = Spy(monkeypatch)
+    run_tiny(tmp_path / "run", [*SERIAL, *coarse])
+    kept = [l2_norm([delta]) / (0.3 - math.sqrt(len(delta)) / 2**12) for delta in spy.deltas.values()]
+    assert 0.99 < max(kept) <= 1, "some were cut"
+    too_few = ["secure_aggregation.fraction_bits=8"]
+    with pytest.raises(UserError, match=r"secure_aggregation.fraction_bits: 8 are too few for privacy.clip 0.3 on"):
+        run_tiny(tmp_path / "none", [*SERIAL, *coarse, *too_few])
+
+
+def test_the_worst_that_rounding_does_is_allowed_for():
+    """All numbers just above half a step, which lifts each by as much."""
+    overrides = [*SERIAL, *PRIVATE, "privacy.noise_multiplier=0", "secure_aggregation.fraction_bits=9"]
+    config = load_config(QUICKSTART, overrides)
+    worst, encoding = torch.ones(10_000, dtype=torch.float64), fixed_point(config, largest=30)
+
+    def sent(clip: float) -> float:
+        words, _ = encoding.encode(clipped(worst, clip).numpy(), 1)
+        return float(np.linalg.norm(encoding.as_signed(words) / encoding.scale))
+
+    assert sent(clip_before_rounding(config, 0.3, len(worst))) <= 0.3 < sent(0.3)
+
+
+def test_shares_of_the_noise_under_masks_on_both_runtimes(cluster, tmp_path, monkeypatch):
+    """The server draws no noise and sees a sum that has it."""
+    shares = [*PRIVATE, "privacy.noise=clients", "privacy.noise_multiplier=0.1", "clients.min_participants=3"]
+    ends = [run_tiny(tmp_path / each, [*SECURE, *shares, f"runtime={each}"]) for each in ("serial", "ray")]
+    for key in ("weights_sha256", "loss_after", "bytes_up", "epsilon"):
+        assert ends[0][key] == ends[1][key]
+    narrow = load_config(QUICKSTART, [*SHORT, *SERIAL, *shares, "secure_aggregation.clip=0.3", f"out={tmp_path}"])
+    with pytest.raises(UserError, match=r"secure_aggregation.clip: must be at least 0.4732 with privacy.noise: client"):
+        privacy_line(narrow)
