@@ -84,8 +84,8 @@ def _method_bytes(config: Config, shapes: Mapping[str, Tensor], most: Traffic) -
         "adapted weights without factors, fp32": frozen,
         "adapters, fp32": num_trained * FP32_BYTES if trains_adapters(method) else 0,
         "previous values, fp32": method.staleness * largest * FP32_BYTES,
-        # A sum for each round that clients may be in, and the value that the oldest of them is stepped into.
-        "sums and new value, fp32": (1 if rule.keeps_all else method.staleness + 2) * largest * FP32_BYTES,
+        # A sum for each round that clients may be in, of which the oldest becomes the block's new value.
+        "sums or new value, fp32": (1 if rule.keeps_all else method.staleness + 1) * largest * FP32_BYTES,
         "sums under masks": (method.staleness + 2) * largest * word_bytes,
         "noise and its pieces, fp64": (3 if word_bytes else 2) * largest * FP64_BYTES if config.privacy.is_on else 0,
         "server optimizer, fp32": num_vectors * num_trained * FP32_BYTES,

@@ -203,7 +203,7 @@ def test_memory_has_its_parts_by_name() -> None:
     assert server.parts_bytes == {
         "master model, fp32": model_bytes,
         "previous values, fp32": BLOCK_BYTES,
-        "sums and new value, fp32": 3 * BLOCK_BYTES,
+        "sums or new value, fp32": 2 * BLOCK_BYTES,
         "uploads kept, at most": 2 * 2 * BLOCK_BYTES,  # of two clients and two rounds
     }
     assert (worker.process, worker.num_processes, worker.total_bytes) == ("worker", 1, model_bytes + 10 * BLOCK_BYTES)
@@ -232,7 +232,7 @@ def test_memory_of_rules_that_need_all_updates_at_once() -> None:
     _, folded = plan_of(*EQUAL, *clients).memory
     assert kept.parts_bytes["uploads kept, at most"] == 2 * folded.parts_bytes["uploads kept, at most"]
     assert kept.parts_bytes["uploads kept, at most"] == 2 * 5 * BLOCK_BYTES
-    assert kept.parts_bytes["sums and new value, fp32"] == BLOCK_BYTES
+    assert kept.parts_bytes["sums or new value, fp32"] == BLOCK_BYTES
 
 
 def test_memory_of_narrow_models_and_other_optimizers() -> None:

@@ -20,7 +20,12 @@ _PIECE = 1 << 17  # elements folded at once: their product with the weight does 
 def l2_norm(chunks: Iterable[Tensor]) -> float:
     """Of the vector that these are the chunks of, in any float dtype: summed in fp64, where no square of an fp32 number
     overflows."""
-    return math.sqrt(sum(float(chunk.to(torch.float64).square().sum()) for chunk in chunks))
+    return math.sqrt(sum(squared_norm(chunk, torch.float64) for chunk in chunks))
+
+
+def squared_norm(values: Tensor, dtype: torch.dtype) -> float:
+    """Σ x² of a vector: squares in `dtype`, in pieces that a cache holds, their sums in fp64."""
+    return math.fsum(float(part.to(dtype).square().sum()) for part in values.split(_PIECE))
 
 
 class RoundSum:
@@ -78,11 +83,12 @@ class RoundSum:
         return self._num_folded[chunk] == len(self._order)
 
     def mean(self, chunk: int) -> Tensor:
-        """Δ̄ of a complete chunk: the sum divided once by Σ w_i."""
+        """Δ̄ of a complete chunk, the sum divided once by Σ w_i: in its place, for it is asked for once, and the caller
+        may go on there. New memory for whole blocks costs more than the arithmetic."""
         assert self.is_complete(chunk)
         start, end = self.bounds[chunk]
         assert self._total is not None
-        return self._total[start:end] / sum(weight for _, weight in self._order)
+        return self._total[start:end].div_(sum(weight for _, weight in self._order))
 
     def total(self) -> Tensor:
         """Σ w_i Δ_i of a complete round; not to be changed."""

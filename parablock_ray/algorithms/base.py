@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+import torch
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -156,9 +157,14 @@ class Update:
     round: int
     block: int
     variant: int
-    values: Tensor  # flat, wire dtype
+    chunks: tuple[Tensor, ...]  # flat, wire dtype, one after the other; read only
     ranks: tuple[int, ...] = ()  # as those of the publication
     holds_weights: bool = False
+
+    @property
+    def values(self) -> Tensor:
+        """As one vector: a copy, unless there is one chunk."""
+        return self.chunks[0] if len(self.chunks) == 1 else torch.cat(self.chunks)
 
 
 class Server(Protocol):

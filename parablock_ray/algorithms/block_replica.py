@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from parablock_ray.algorithms.base import LiveModel, RoundPlan, Update, Visit
-from parablock_ray.algorithms.blocks import flatten, make_layout, unflatten_into
+from parablock_ray.algorithms.blocks import flatten, make_layout, unflatten_into, write_at
 from parablock_ray.algorithms.population import Population
 from parablock_ray.algorithms.wire import Wire
 from parablock_ray.config.lora import FactorMethod
@@ -57,6 +57,7 @@ class _Pending:
 
 @dataclass(frozen=True)
 class _UnderWay:
+    block: int
     start: Tensor  # z_i[b_t], flat, after the cast, widened to fp32; read only
     dressed: tuple[int, ...]  # blocks that may not hold their committed values
 
@@ -86,19 +87,23 @@ class BlockReplica:
             for block in layout.blocks
             if any(name in exact for name in block.names)
         }
+        self._kept: int | None = None  # a block that they hold, whose copy the next visit can do with
         self._pending: dict[int, list[_Pending]] = {}
         self._under_way: _UnderWay | None = None
 
     def apply(self, update: Update) -> None:
         """A committed value takes the place of the block's old one."""
         assert self._under_way is None, "a value may not arrive in the middle of a visit"
-        block, value = update.block, update.values
-        model_dtype = self._tensors[block][0].dtype
-        if torch.promote_types(value.dtype, model_dtype) == model_dtype:
-            self._exact.pop(block, None)
-        else:
-            self._exact[block] = value.to(self._dtype, copy=True)
-        unflatten_into(value, self._tensors[block])
+        block, wire_dtype, model_dtype = update.block, update.chunks[0].dtype, self._tensors[update.block][0].dtype
+        self._exact.pop(block, None)
+        self._kept = None if self._kept == block else self._kept
+        if torch.promote_types(wire_dtype, model_dtype) != model_dtype:
+            self._exact[block] = update.values.to(self._dtype, copy=True)
+        start = 0
+        for chunk in update.chunks:
+            write_at(start, chunk, self._tensors[block])
+            start += chunk.numel()
+        assert start == sum(tensor.numel() for tensor in self._tensors[block])
 
     def forget(self, reads: int) -> None:
         """Drop what is no longer pending once the aggregates up to round `reads` are in."""
@@ -115,6 +120,9 @@ class BlockReplica:
         factor = correction_factor(self._correction, visit)
         pending = [each for each in self._pending.get(visit.client, []) if each.round > plan.reads]
         dressed = tuple(sorted({plan.block, *(each.block for each in pending)}))
+        if self._kept is not None and self._kept not in dressed:
+            self._exact.pop(self._kept, None)
+        self._kept = None
         for block in dressed:
             committed = self._exact[block] = self._committed(block)
             deltas = [each.delta for each in pending if each.block == block]
@@ -125,7 +133,7 @@ class BlockReplica:
             start = self._exact[plan.block]  # of whole blocks no copy is made without need
         else:
             start = flatten(self._tensors[plan.block], self._dtype)
-        self._under_way = _UnderWay(start, dressed)
+        self._under_way = _UnderWay(plan.block, start, dressed)
         return self._tensors[plan.block]
 
     def finish(self, trained: Tensor) -> Tensor:
@@ -146,12 +154,18 @@ class BlockReplica:
 
     def undress(self) -> None:
         """Restore the committed values of the blocks that the visit touched: from the copy, never by subtraction."""
-        for block in self._under_way.dressed if self._under_way else ():
+        under_way, self._under_way = self._under_way, None
+        if under_way is None:
+            return
+        for block in under_way.dressed:
             committed = self._exact[block]
             unflatten_into(committed, self._tensors[block])
-            if self._holds(block, committed):
+            if not self._holds(block, committed):
+                continue
+            if block == under_way.block:
+                self._kept = block
+            else:
                 del self._exact[block]
-        self._under_way = None
 
     def _committed(self, block: int) -> Tensor:
         exact = self._exact.get(block)

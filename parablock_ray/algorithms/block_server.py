@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor
 
-from parablock_ray.algorithms.aggregate import GivenSum, RoundSum, new_server_state, server_step
+from parablock_ray.algorithms.aggregate import GivenSum, RoundSum, new_server_state, server_step, squared_norm
 from parablock_ray.algorithms.base import Commit, Publication, RoundPlan, Update
-from parablock_ray.algorithms.blocks import copy_kept, flatten, make_layout, unflatten_into
+from parablock_ray.algorithms.blocks import add_from, copy_kept, flatten, make_layout, write_at
 from parablock_ray.algorithms.lora import Adapter
 from parablock_ray.algorithms.population import Attendance, Population
 from parablock_ray.algorithms.privacy import GaussianMean, NoisedSum
@@ -22,7 +22,7 @@ from parablock_ray.config.server import Rule
 
 
 class _OpenRound:
-    """A round on its way: its sum, and the second buffer into which the server steps chunk by chunk."""
+    """A round on its way: its sum, and the new value of its block, made chunk by chunk beside the old one."""
 
     def __init__(self, plan: RoundPlan, total: RoundSum | RoundVectors | NoisedSum) -> None:
         self.planned = self.plan = plan
@@ -32,14 +32,17 @@ class _OpenRound:
 
     def restart(self) -> None:
         """No chunk is stepped."""
-        self.new_value: Tensor | None = None
-        self.num_stepped = 0
+        self.new_value: list[Tensor] = []  # its chunks, as far as they are stepped
         self.squared_norm = 0.0
         self.before: list[tuple[Tensor, Tensor]] = []  # of cut-through: an optimizer's vector, and what it was
 
     @property
     def num_chunks(self) -> int:
         return len(self.total.bounds)
+
+    @property
+    def num_stepped(self) -> int:
+        return len(self.new_value)
 
 
 class BlockServer:
@@ -132,7 +135,7 @@ class BlockServer:
     def updates(self, after: int, up_to: int, variant: int) -> list[Update]:
         """Every block that rounds after `after` have changed, as of `up_to`: the latest value replaces the others."""
         latest = {self._blocks[round]: round for round in range(after + 1, up_to + 1)}
-        return [Update(round, block, variant, self._value(block, up_to)) for block, round in latest.items()]
+        return [Update(round, block, variant, (self._value(block, up_to),)) for block, round in latest.items()]
 
     def catch_up_params(self, client: int, round: int) -> int:
         """The parameters of the missed blocks, or of the whole model for a client that joins late."""
@@ -202,19 +205,16 @@ class BlockServer:
             yield self._commit(current)
 
     def _step(self, current: _OpenRound, chunk: int) -> Publication:
-        """Step a chunk whose sum is complete into the second buffer. The round before it is committed."""
+        """Step a chunk whose sum is complete. The round before it is committed."""
         plan, total = current.plan, current.total
         start, end = total.bounds[chunk]
-        if current.new_value is None:
-            current.new_value = flatten(self._tensors[plan.block], self._dtype)
         mean, state = total.mean(chunk), self._state(plan.block, start, end)
         if self._cut_through:
             current.before += [(vector, vector.clone()) for vector in state.values()]
         step = server_step(self._optimizer, state, mean)
-        current.new_value[start:end] += step
-        current.squared_norm += float(step.square().sum())
-        current.num_stepped += 1
-        values = current.new_value[start:end].to(self._wire.dtype, copy=True)
+        current.squared_norm += squared_norm(step, self._dtype)
+        current.new_value.append(add_from(start, step, self._tensors[plan.block]))
+        values = current.new_value[-1].to(self._wire.dtype)
         return Publication(plan.round, 0, chunk, values, is_last=current.num_stepped == current.num_chunks)
 
     def _state(self, block: int, start: int, end: int) -> dict[str, Tensor]:
@@ -227,10 +227,10 @@ class BlockServer:
 
     def _commit(self, current: _OpenRound) -> Commit:
         plan = current.plan
-        assert current.new_value is not None
         if self._staleness > 0:
             self._previous.append((plan.round, plan.block, flatten(self._tensors[plan.block], self._dtype)))
-        unflatten_into(current.new_value, self._tensors[plan.block])
+        for (start, _), chunk in zip(current.total.bounds, current.new_value, strict=True):
+            write_at(start, chunk, self._tensors[plan.block])
         del self._open[plan.round]
         self.num_committed += 1
         total = current.total

@@ -1,7 +1,7 @@
 """Blocks: which parameters are trained together, and how a block becomes one flat vector and back."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -98,6 +98,32 @@ def unflatten_into(flat: Tensor, tensors: Iterable[Tensor]) -> None:
             tensor.copy_(flat[offset : offset + tensor.numel()].view_as(tensor))
             offset += tensor.numel()
     assert offset == flat.numel()
+
+
+def write_at(start: int, values: Tensor, tensors: Iterable[Tensor]) -> None:
+    """Write a vector into the tensors, from place `start` of their flat form on, cast to their dtypes and devices."""
+    with torch.no_grad():
+        for part, place in _parts(start, values.numel(), tensors):
+            part.copy_(values[place])
+
+
+def add_from(start: int, values: Tensor, tensors: Iterable[Tensor]) -> Tensor:
+    """values += what the tensors hold from place `start` of their flat form on; the same vector."""
+    with torch.no_grad():
+        for part, place in _parts(start, values.numel(), tensors):
+            values[place] += part
+    return values
+
+
+def _parts(start: int, num: int, tensors: Iterable[Tensor]) -> Iterator[tuple[Tensor, slice]]:
+    """Where `num` numbers from place `start` on lie: parts of the tensors, 1-D, and their places among the numbers."""
+    offset = 0
+    for tensor in tensors:
+        first, last = max(start, offset), min(start + num, offset + tensor.numel())
+        if first < last:
+            yield tensor.view(-1)[first - offset : last - offset], slice(first - start, last - start)
+        offset += tensor.numel()
+    assert start + num <= offset
 
 
 def copy_kept(state: Mapping[str, Tensor], name: str, into: Tensor) -> None:

@@ -267,7 +267,7 @@ class LoraServer:
             for target, merged in zip(self._targets, self._merged, strict=True):
                 copy_kept(state, f"merged.{target.name}", merged)
             weights = torch.cat([merged.reshape(-1) for merged in self._merged])
-            self._restored = Update(self.num_committed - 1, 0, 0, weights, holds_weights=True)
+            self._restored = Update(self.num_committed - 1, 0, 0, (weights,), holds_weights=True)
 
     def _made_public(self) -> Iterator[Publication | Commit]:
         while (current := self._open.get(self.num_committed)) is not None and current.is_complete:
@@ -318,7 +318,7 @@ class LoraServer:
         for factors, made in zip(self._factors(round, variant), self._made[round], strict=True):
             pairs += [(each.B, each.A) for each in (factors, made.merge) if each]
             ranks += [each.rank if each else 0 for each in (factors, made.merge)]
-        return Update(round, 0, variant, joined(pairs).to(self._wire.dtype), tuple(ranks))
+        return Update(round, 0, variant, (joined(pairs).to(self._wire.dtype),), tuple(ranks))
 
     def _factors(self, round: int, variant: int) -> Iterator[Adapter | None]:
         """Of each module what clients of this variant train on with."""

@@ -64,7 +64,6 @@ class ClientActor:
         self._outbox = Outbox(server, is_limited=config.clients.max_in_flight is not None)
         self._exchanges: dict[int, Exchange] = {}
         self._under_way: defaultdict[int, dict[int, asyncio.Event]] = defaultdict(dict)  # client → round → is it over
-        self._committed: dict[int, asyncio.Task[None]] = {}  # round → it is; one call waits for all clients
         self._spans: defaultdict[tuple[int, int], list[Span]] = defaultdict(list)  # (round, client) → what it took
         self._reports: asyncio.Queue[list[Span]] = asyncio.Queue()
         self._applied: dict[int, int] = {}  # variant → the last round of its that the resident model has taken in
@@ -180,24 +179,14 @@ class ClientActor:
         return bool(missed) or self._attendance.joins_late(visit.client, plan.round)
 
     async def _catch_up_bytes(self, plan: RoundPlan, clients: Sequence[int]) -> dict[int, int]:
-        """What each of these clients must download before this round: known once what it reads is part of the model,
-        and asked for in one call."""
+        """What each of these clients must download before this round, known once what it reads is part of the model.
+
+        In one call for all of them, which also waits for that: calls that wait fill up the server's limit.
+        """
         if not clients:
             return {}
-        if plan.reads >= 0:
-            await self._commit_of(plan.reads)
-        num_bytes = await self._server.catch_up_bytes.remote(clients, plan.round)
+        num_bytes = await self._server.catch_up_bytes.remote(clients, plan.round, plan.reads)
         return dict(zip(clients, num_bytes, strict=True))
-
-    def _commit_of(self, round: int) -> asyncio.Task[None]:
-        """Over when this round is part of the model."""
-        if round not in self._committed:
-            self._committed = {each: task for each, task in self._committed.items() if not task.done()}
-            self._committed[round] = self._tasks.create_task(self._wait_for_commit(round))
-        return self._committed[round]
-
-    async def _wait_for_commit(self, round: int) -> None:
-        await self._server.committed.remote(round)
 
     async def _take_in(self, reads: int, variants: set[int]) -> None:
         """Move the resident model to x^{(≤ reads)}: by what its clients downloaded, or by what all of them missed."""
@@ -206,7 +195,7 @@ class ClientActor:
             updates = self._inbox.updates(after, reads, variant)
             if updates is None:
                 updates = [
-                    replace(update, values=from_payload(payload, update.values.dtype))
+                    replace(update, chunks=(from_payload(payload, update.values.dtype),))
                     for update, payload in await self._server.updates.remote(after, reads, variant)
                 ]
             await self._run(partial(self._worker.advance, reads, updates))

@@ -141,7 +141,8 @@ class Inbox:
             made = self._publications.get((round, variant))
             if made is None or not made.chunks.is_complete:
                 return None
-            updates.append(Update(round, made.block, variant, self._joined(made.chunks.items), made.ranks))
+            chunks = tuple(from_payload(each.payload, self._wire_dtype) for each in latest(made.chunks.items))
+            updates.append(Update(round, made.block, variant, chunks, made.ranks))
         return updates
 
     def forget(self, up_to_round: int) -> None:
@@ -149,10 +150,6 @@ class Inbox:
         done = [key for key, made in self._publications.items() if key[0] <= up_to_round and made.chunks.is_complete]
         for key in done:
             del self._publications[key]
-
-    def _joined(self, arrivals: Sequence[Arrival]) -> Tensor:
-        chunks = latest(arrivals)
-        return torch.cat([from_payload(chunk.payload, self._wire_dtype) for chunk in chunks])
 
     async def _fetch(self, round: int, variant: int) -> None:
         made = self._publications[round, variant]

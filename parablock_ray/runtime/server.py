@@ -153,10 +153,6 @@ class ServerActor:
         chunks = await stream.after(num_have)
         return chunks, stream.is_complete, self._ranks.get((round, variant), ())
 
-    async def committed(self, round: int) -> None:
-        """Wait until this round is part of the model."""
-        await self._committed[round].wait()
-
     async def snapshot(self, round: int) -> list[ray.ObjectRef]:
         """Wait for the model as it is after this round, one that is judged: payloads by name. To be asked once.
 
@@ -169,15 +165,18 @@ class ServerActor:
     async def updates(self, after: int, up_to: int, variant: int) -> list[tuple[Update, np.ndarray]]:
         """What leads a reader that missed publications to x^{(≤ up_to)}; the values apart, as payloads."""
         updates = await self._run(lambda: self._master.server.updates(after, up_to, variant))
-        return [(replace(update, values=update.values[:0].clone()), as_payload(update.values)) for update in updates]
+        return [(replace(update, chunks=(update.values[:0].clone(),)), as_payload(update.values)) for update in updates]
 
     async def taken_in(self, worker: int, reads: int) -> None:
         """This worker's model is x^{(≤ reads)}: what leads there is kept until all of them are so far."""
         self._taken_in[worker] = max(reads, self._taken_in[worker])
         await self._run(lambda: self._master.server.forget(min(self._taken_in)))
 
-    async def catch_up_bytes(self, clients: Sequence[int], round: int) -> list[int]:
-        """What each of these clients must download before this round, since it missed some."""
+    async def catch_up_bytes(self, clients: Sequence[int], round: int, reads: int) -> list[int]:
+        """What each of these clients must download before this round, since it missed some. Waits until what the round
+        reads is part of the model."""
+        if reads >= 0:
+            await self._committed[reads].wait()
         return [self._wire.num_bytes(self._master.server.catch_up_params(client, round)) for client in clients]
 
     async def report(self, spans: Sequence[Span]) -> None:
