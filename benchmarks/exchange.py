@@ -6,7 +6,9 @@ which answers once it sees all chunks as tensors on shared memory (`from_payload
 
     exchange/bandwidth_vs_memcpy       the least of those of 64 MB and more
     exchange/bandwidth_vs_memcpy/…     seconds of one memcpy of as many bytes, from and to memory that was used before,
-                                       over those from the tensor to the other's answer
+                                       over those from the tensor to the other's answer, through memory of the store
+                                       that was used before too
+    exchange/…_in_8_MB                 the same in chunks as cut-through has them
     exchange/copy_in_vs_memcpy         the same of the copy from shared memory into the parameters of a block of layers
     exchange/training_speed/…          speed of local steps (tiny model, one thread) while the same process sends so
                                        many MB a second, over their speed while it sends nothing
@@ -125,7 +127,7 @@ def main() -> None:
 def arguments() -> argparse.Namespace:
     options = parser("A block from one process to another, beside a memcpy.")
     options.add_argument("--megabytes", type=int, nargs="+", default=[1, 8, 64, 128, 256], help="sizes of a block")
-    options.add_argument("--chunk-mb", type=float, default=8.0, help="network.chunk_mb")
+    options.add_argument("--chunk-mb", type=float, default=32.0, help="network.chunk_mb")
     options.add_argument("--turns", type=int, default=9)
     options.add_argument("--rates", type=float, nargs="*", default=[10, 100, 500], help="MB a second beside training")
     options.add_argument("--train-s", type=float, default=4.0, help="of each measurement of training")
