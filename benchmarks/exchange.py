@@ -8,7 +8,7 @@ which answers once it sees all chunks as tensors on shared memory (`from_payload
     exchange/bandwidth_vs_memcpy/…     seconds of one memcpy of as many bytes, from and to memory that was used before,
                                        over those from the tensor to the other's answer, through memory of the store
                                        that was used before too
-    exchange/…_in_8_MB                 the same in chunks as cut-through has them
+    exchange/bandwidth_vs_memcpy_in_8_MB/…   the same in chunks as cut-through has them, of 64 MB and more
     exchange/copy_in_vs_memcpy         the same of the copy from shared memory into the parameters of a block of layers
     exchange/training_speed/…          speed of local steps (tiny model, one thread) while the same process sends so
                                        many MB a second, over their speed while it sends nothing
@@ -41,6 +41,7 @@ from parablock_ray.training.optimizer import LocalSettings
 GOAL = 0.5
 LARGE_MB = 64
 MEGABYTE = 10**6
+SMALL_CHUNK_MB = 8.0
 COPY_IN_MB = 64
 STEP_TOKENS = (4, 64)
 
@@ -57,16 +58,15 @@ class Receiver:
 class Sender:
     """A client's process, as far as it sends."""
 
-    def __init__(self, receiver: ray.actor.ActorHandle, chunk_bytes: int) -> None:
+    def __init__(self, receiver: ray.actor.ActorHandle) -> None:
         self._outbox = Outbox(receiver, is_limited=False)
-        self._wire = Wire(torch.float32, chunk_bytes)
         self._thread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
 
-    async def exchange(self, megabytes: int, num_turns: int) -> dict[str, list[float]]:
+    async def exchange(self, megabytes: int, chunk_mb: float, num_turns: int) -> dict[str, list[float]]:
         """Seconds of a memcpy and of an exchange, in turns, after one of each."""
         source = torch.ones(megabytes * MEGABYTE // 4)
         target = torch.zeros_like(source)
-        chunks = self._chunks(source)
+        chunks = _chunks(source, chunk_mb)
         found: dict[str, list[float]] = {"memcpy": [], "exchange": []}
         for _ in range(num_turns + 1):
             found["memcpy"].append(seconds_of(lambda: target.copy_(source)))
@@ -75,19 +75,16 @@ class Sender:
             found["exchange"].append(time.perf_counter() - start_s)
         return {name: seconds[1:] for name, seconds in found.items()}
 
-    async def steps_per_s(self, megabytes_per_s: float, seconds: float) -> float:
+    async def steps_per_s(self, megabytes_per_s: float, chunk_mb: float, seconds: float) -> float:
         """Of local steps in the training thread, while this is sent beside it."""
         training = asyncio.get_running_loop().run_in_executor(self._thread, _train_for, seconds)
-        chunk = self._chunks(torch.ones(self._wire.chunk_bytes // 4))
+        chunk = [torch.ones(round(chunk_mb * MEGABYTE) // 4)]
         next_s = time.perf_counter()
         while megabytes_per_s and not training.done():
             await self._send(chunk)
-            next_s += self._wire.chunk_bytes / MEGABYTE / megabytes_per_s
+            next_s += chunk_mb / megabytes_per_s
             await asyncio.sleep(max(0.0, next_s - time.perf_counter()))
         return await training
-
-    def _chunks(self, vector: Tensor) -> list[Tensor]:
-        return [vector[start:end] for start, end in self._wire.bounds(len(vector))]
 
     async def _send(self, chunks: Sequence[Tensor]) -> None:
         """As `Exchange` does it over a link that takes no time."""
@@ -97,6 +94,10 @@ class Sender:
             await asyncio.sleep(0)
             sends.append(asyncio.create_task(self._outbox.deliver(Sent(0, 0, 0, index), reference)))
         await asyncio.gather(*sends)
+
+
+def _chunks(vector: Tensor, chunk_mb: float) -> list[Tensor]:
+    return [vector[start:end] for start, end in Wire(torch.float32, round(chunk_mb * MEGABYTE)).bounds(len(vector))]
 
 
 def _train_for(seconds: float) -> float:
@@ -119,7 +120,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with own_cluster():
         receiver = ray.remote(Receiver).remote()
-        sender = ray.remote(Sender).options(max_concurrency=4).remote(receiver, round(options.chunk_mb * MEGABYTE))
+        sender = ray.remote(Sender).options(max_concurrency=4).remote(receiver)
         rows = [*bandwidths(sender, options), *copy_in(options), *slowdowns(sender, options)]
     report(rows, options.json)
 
@@ -136,19 +137,19 @@ def arguments() -> argparse.Namespace:
 
 def bandwidths(sender: Any, options: argparse.Namespace) -> Iterator[Row]:
     large = []
+    ray.get(sender.exchange.remote(max(options.megabytes), options.chunk_mb, 3))  # touches the store's memory
     for megabytes in options.megabytes:
         note(f"{megabytes} MB")
-        seconds = ray.get(sender.exchange.remote(megabytes, options.turns))
-        row = speed_row(
-            f"exchange/bandwidth_vs_memcpy/{megabytes}_MB",
-            seconds["exchange"],
-            seconds["memcpy"],
-            GOAL if megabytes >= LARGE_MB else None,
-        )
+        seconds = ray.get(sender.exchange.remote(megabytes, options.chunk_mb, options.turns))
+        goal = GOAL if megabytes >= LARGE_MB else None
+        row = speed_row(f"exchange/bandwidth_vs_memcpy/{megabytes}_MB", seconds["exchange"], seconds["memcpy"], goal)
         yield row
         yield Row(f"exchange/milliseconds/{megabytes}_MB", 1e3 * statistics.median(seconds["exchange"]), "ms")
         if megabytes >= LARGE_MB:
             large.append(row)
+            small = ray.get(sender.exchange.remote(megabytes, SMALL_CHUNK_MB, options.turns))
+            name = f"exchange/bandwidth_vs_memcpy_in_8_MB/{megabytes}_MB"
+            yield speed_row(name, small["exchange"], small["memcpy"], None)
     if large:
         least = min(large, key=lambda row: row.value)
         yield Row("exchange/bandwidth_vs_memcpy", least.value, "x", GOAL, spread=least.spread)
@@ -172,7 +173,7 @@ def copy_in(options: argparse.Namespace) -> Iterator[Row]:
 
 def slowdowns(sender: Any, options: argparse.Namespace) -> Iterator[Row]:
     def speed_beside(rate: float) -> float:
-        return float(ray.get(sender.steps_per_s.remote(rate, options.train_s)))
+        return float(ray.get(sender.steps_per_s.remote(rate, SMALL_CHUNK_MB, options.train_s)))
 
     for rate in options.rates:
         note(f"training beside {rate:g} MB/s")
