@@ -26,7 +26,7 @@ from parablock_ray.algorithms.wire import Wire
 
 GOAL = 0.5
 FEW, MANY = 4, 64
-CHUNK_BYTES = 8_000_000  # network.chunk_mb as it is by default
+CHUNK_BYTES = 32_000_000  # network.chunk_mb as it is by default
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ which answers once it sees all chunks as tensors on shared memory (`from_payload
     exchange/bandwidth_vs_memcpy_in_8_MB/…   the same in chunks as cut-through has them, of 64 MB and more
     exchange/copy_in_vs_memcpy         the same of the copy from shared memory into the parameters of a block of layers
     exchange/training_speed/…          speed of local steps (tiny model, one thread) while the same process sends so
-                                       many MB a second, over their speed while it sends nothing
+                                       many MB a second, 8 at once, over their speed while it sends nothing
 """
 
 import argparse

@@ -45,6 +45,8 @@ class Started:
 @contextmanager
 def started(config: Config, make_engine: EngineMaker) -> Iterator[Started]:
     """On the cluster that this process has joined; takes the config's folder, and ends the actors."""
+    assert not config.privacy.is_on, "its processes would have to be told the noise"
+    assert not config.secure_aggregation.enabled, "its plans would have to be told without sizes"
     prepared = prepare(config)
     method = make_method(config.method, prepared.population)
     runtime = RayRuntime(RunSetup(config, prepared.population, prepared.data, make_engine))

@@ -6,12 +6,14 @@ its events a round is.
 
 import logging
 import math
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from parablock_ray.config import Config
 from parablock_ray.errors import UserError
+from parablock_ray.secure_terms import fixed_point
 
 _NEVER = 10  # standard deviations: 1.5e-23 is the probability that a number is beyond
 
@@ -49,6 +51,7 @@ class Accountant:
         self._privacy = config.privacy
         self._planned_rounds = config.method.rounds
         self.delta = config.privacy.delta
+        self._is_hidden_from_the_server = config.secure_aggregation.enabled and config.privacy.noise == "clients"
 
     @cached_property
     def noise_multiplier(self) -> float:
@@ -92,13 +95,17 @@ class Accountant:
 
     def described(self) -> str:
         """For people: what the planned rounds come to."""
-        epsilon = self.epsilon(self.num_rounds)
+        epsilon, told = self.epsilon(self.num_rounds), ""
+        if self._sampling.amplifies and self._is_hidden_from_the_server:
+            knows = copy(self)  # with the noise that was solved
+            knows._sampling = replace(self._sampling, num_drawn=self._sampling.num_clients)
+            told = f"; against the server, which knows who takes part, {knows.epsilon(self.num_rounds):.4g}"
         least = (
             "" if self.num_rounds == self._planned_rounds else f" of {self._planned_rounds}, for privacy.max_epsilon"
         )
         return (
             f"epsilon {epsilon:.4g} at delta {self.delta:g} after {self.num_rounds} rounds{least}, noise multiplier "
-            f"{self.noise_multiplier:.4g}, {self._counted()}"
+            f"{self.noise_multiplier:.4g}, {self._counted()}{told}"
         )
 
     def _counted(self) -> str:
@@ -156,7 +163,16 @@ def check_noise(config: Config, noise_multiplier: float) -> None:
     if not secure.enabled or privacy.noise == "server":
         return
     assert privacy.clip is not None, "a private run has its clip"
-    least = privacy.clip + _NEVER * share_noise(config, noise_multiplier, privacy.clip)
+    share = share_noise(config, noise_multiplier, privacy.clip)
+    if share == 0:
+        return
+    encoding = fixed_point(config, largest=1)
+    if 2 / encoding.scale > share:
+        raise UserError(
+            f"secure_aggregation.fraction_bits: {encoding.fraction_bits} are too few with privacy.noise: clients, of "
+            f"whose noise, {share:.3g} each, rounding would take some; take more, or leave them out"
+        )
+    least = privacy.clip + _NEVER * share
     if secure.clip < least:
         raise UserError(
             f"secure_aggregation.clip: must be at least {least:.4g} with privacy.noise: clients, that is privacy.clip "

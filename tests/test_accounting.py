@@ -6,7 +6,7 @@ import pytest
 from dp_accounting import GaussianDpEvent, NeighboringRelation, PoissonSampledDpEvent, SampledWithoutReplacementDpEvent
 from dp_accounting.rdp import RdpAccountant
 
-from parablock_ray.accounting import Accountant, noise_on_sum
+from parablock_ray.accounting import Accountant, check_noise, noise_on_sum
 from parablock_ray.config import load_config
 from parablock_ray.errors import UserError
 from tests.runtime.federation import QUICKSTART
@@ -100,3 +100,25 @@ def test_a_missing_library_is_told_with_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "dp_accounting", None)
     with pytest.raises(UserError, match=r"^privacy: needs dp-accounting, .*pip install 'parablock-ray\[private\]'"):
         accountant("privacy.noise_multiplier=1")
+
+
+def test_against_the_server_of_secure_aggregation_no_sampling_counts():
+    """It knows who takes part. What the clients add must survive the fixed point."""
+    sampled = [
+        "method.name=fedbcd",
+        "clients.per_round=20",
+        "clients.min_participants=16",
+        "privacy.noise_multiplier=2",
+    ]
+    secure = ["secure_aggregation.enabled=true", "secure_aggregation.clip=9"]
+    shares = [*sampled, *secure, "privacy.noise=clients"]
+    every = accountant("method.name=fedbcd", "privacy.noise_multiplier=2").epsilon(30)
+    assert f"; against the server, which knows who takes part, {every:.4g}" in accountant(*shares).described()
+    assert "against the server" not in accountant(*sampled, *secure).described()
+    assert accountant(*shares).epsilon(30) < every
+    coarse = load_config(QUICKSTART, [*CLIENTS, *shares, "secure_aggregation.fraction_bits=1"])
+    with pytest.raises(
+        UserError, match=r"fraction_bits: 1 are too few with privacy.noise: clients, of whose noise, 0\.5"
+    ):
+        check_noise(coarse, 2)
+    check_noise(coarse.model_copy(update={"privacy": coarse.privacy.model_copy(update={"noise": "server"})}), 2)

@@ -24,7 +24,7 @@ def l2_norm(chunks: Iterable[Tensor]) -> float:
 
 
 def squared_norm(values: Tensor, dtype: torch.dtype) -> float:
-    """Σ x² of a vector: squares in `dtype`, in pieces that a cache holds, their sums in fp64."""
+    """Σ x² of a vector, in `dtype` piece by piece, as large as a cache holds; the pieces' sums are added exactly."""
     return math.fsum(float(part.to(dtype).square().sum()) for part in values.split(_PIECE))
 
 
@@ -131,7 +131,7 @@ def _add_weighted(total: Tensor, values: Tensor, weight: int) -> None:
 
 class GivenSum:
     """Of a round whose sum came as a whole, Σ w_i Δ_i = `steps` / `scale` (flat integers): takes the place of
-    `RoundSum`. It is exact until it is divided, in fp64, and rounded once to `dtype`."""
+    `RoundSum`. Divided in fp64, which holds all sums below 2^53 exactly, and rounded once to `dtype`."""
 
     def __init__(
         self, bounds: list[tuple[int, int]], steps: Tensor, scale: float, sum_of_weights: int, dtype: torch.dtype
@@ -158,15 +158,16 @@ class GivenSum:
 def server_step(optimizer: ServerOptimizer, state: dict[str, Tensor], mean: Tensor) -> Tensor:
     """G = ServerOpt(Δ̄): what is added to x. Elementwise, so a chunk can be stepped without its neighbours.
 
-    `state` holds the optimizer's vectors for exactly these elements (see `new_server_state`) and is updated in
-    place. Adaptive rules: Reddi et al., arXiv 2003.00295, algorithm 2 (no bias correction, v starts at τ²).
+    `mean` is used up: G lies in its memory. `state` holds the optimizer's vectors for exactly these elements (see
+    `new_server_state`) and is updated in place. Adaptive rules: Reddi et al., arXiv 2003.00295, algorithm 2 (no bias
+    correction, v starts at τ²).
     """
     if isinstance(optimizer, ServerMomentum):
         momentum = state["momentum"]
         momentum.mul_(optimizer.momentum).add_(mean)
         if optimizer.name == "momentum":
-            return momentum * optimizer.lr
-        return (momentum * optimizer.momentum + mean) * optimizer.lr
+            return torch.mul(momentum, optimizer.lr, out=mean)
+        return mean.add_(momentum * optimizer.momentum).mul_(optimizer.lr)
     if isinstance(optimizer, ServerAdagrad | ServerAdaptive):
         m, v = state["m"], state["v"]
         m.mul_(optimizer.beta1).add_(mean * (1 - optimizer.beta1))
@@ -177,8 +178,8 @@ def server_step(optimizer: ServerOptimizer, state: dict[str, Tensor], mean: Tens
             v.mul_(optimizer.beta2).add_(squared * (1 - optimizer.beta2))
         else:
             v.sub_(torch.sign(v - squared) * squared * (1 - optimizer.beta2))
-        return m * optimizer.lr / (v.sqrt() + optimizer.tau)
-    return mean if optimizer.lr == 1 else mean * optimizer.lr
+        return torch.div(m * optimizer.lr, v.sqrt() + optimizer.tau, out=mean)
+    return mean if optimizer.lr == 1 else mean.mul_(optimizer.lr)
 
 
 def new_server_state(optimizer: ServerOptimizer, num_params: int, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -98,7 +98,7 @@ class BlockReplica:
         self._exact.pop(block, None)
         self._kept = None if self._kept == block else self._kept
         if torch.promote_types(wire_dtype, model_dtype) != model_dtype:
-            self._exact[block] = update.values.to(self._dtype, copy=True)
+            self._exact[block] = flatten(update.chunks, self._dtype)
         start = 0
         for chunk in update.chunks:
             write_at(start, chunk, self._tensors[block])

@@ -104,24 +104,27 @@ def write_at(start: int, values: Tensor, tensors: Iterable[Tensor]) -> None:
     """Write a vector into the tensors, from place `start` of their flat form on, cast to their dtypes and devices."""
     with torch.no_grad():
         for part, place in _parts(start, values.numel(), tensors):
-            part.copy_(values[place])
+            part.copy_(values[place].view_as(part))
 
 
 def add_from(start: int, values: Tensor, tensors: Iterable[Tensor]) -> Tensor:
     """values += what the tensors hold from place `start` of their flat form on; the same vector."""
     with torch.no_grad():
         for part, place in _parts(start, values.numel(), tensors):
-            values[place] += part
+            values[place].view_as(part).add_(part)
     return values
 
 
 def _parts(start: int, num: int, tensors: Iterable[Tensor]) -> Iterator[tuple[Tensor, slice]]:
-    """Where `num` numbers from place `start` on lie: parts of the tensors, 1-D, and their places among the numbers."""
+    """Where `num` numbers from place `start` on lie, and their places among the numbers: whole tensors, of any strides,
+    and 1-D parts of those that are cut, which must be contiguous."""
     offset = 0
     for tensor in tensors:
         first, last = max(start, offset), min(start + num, offset + tensor.numel())
         if first < last:
-            yield tensor.view(-1)[first - offset : last - offset], slice(first - start, last - start)
+            is_whole = last - first == tensor.numel()
+            part = tensor if is_whole else tensor.view(-1)[first - offset : last - offset]
+            yield part, slice(first - start, last - start)
         offset += tensor.numel()
     assert start + num <= offset
 

@@ -105,7 +105,7 @@ class NetworkConfig(Strict):
     server_down_mbps: PositiveFloat | None = None
     pipeline: Literal["serial", "duplex"] = "serial"  # serial: one communication thread per client, as in the paper
     exchange: Literal["store_and_forward", "cut_through"] = "store_and_forward"  # cut_through: published by chunk
-    chunk_mb: Annotated[float, Field(ge=1e-3)] | None = None  # None: 8 with cut_through, else 32
+    chunk_mb: Annotated[float, Field(ge=1e-3)] | None = None  # None: 8 where chunks matter for time, else 32
     wire_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
 
     @model_validator(mode="before")
@@ -145,9 +145,12 @@ class NetworkConfig(Strict):
 
     @property
     def chunk_bytes(self) -> int:
-        """The most that a chunk holds. Large ones cost less, small ones let the server publish earlier."""
-        usual_mb = 8 if self.exchange == "cut_through" else 32
-        return round((self.chunk_mb or usual_mb) * 1e6)
+        """The most that a chunk holds. Large ones cost less; small ones are published earlier with cut_through, and
+        take finer turns at a limited server."""
+        if self.chunk_mb is not None:
+            return round(self.chunk_mb * 1e6)
+        is_limited = self.server_up_mbps is not None or self.server_down_mbps is not None
+        return 8_000_000 if is_limited or self.exchange == "cut_through" else 32_000_000
 
     def described(self) -> str:
         """The clients' links in a few words."""

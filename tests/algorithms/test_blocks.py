@@ -1,11 +1,13 @@
 """Blocks: every parameter in exactly one, or named as frozen."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parablock_ray.algorithms.blocks import flatten, make_layout, unflatten_into
+from parablock_ray.algorithms.blocks import add_from, flatten, make_layout, unflatten_into, write_at
 from parablock_ray.errors import UserError
 
 
@@ -69,3 +71,20 @@ def test_flatten_and_back():
     assert flat.shape == (11,)
     unflatten_into(flat, copies)
     assert all(torch.equal(copy, tensor) for copy, tensor in zip(copies, tensors, strict=True))
+
+
+@given(st.lists(st.integers(0, 99), max_size=6).map(sorted))
+def test_chunk_by_chunk_is_as_at_once(edges):
+    """Chunks may end anywhere in a tensor; one that is not contiguous must lie in one chunk."""
+    tensors = [torch.randn(4, 5), torch.randn(3), torch.randn(7, 11)]
+    whole, values = flatten(tensors, torch.float32), torch.randn(100)
+    bounds = list(itertools.pairwise([0, *edges, 100]))
+    sums = [add_from(start, values[start:end].clone(), tensors) for start, end in bounds]
+    assert torch.equal(torch.cat(sums), values + whole)
+    for start, end in bounds:
+        write_at(start, values[start:end].double(), tensors)
+    assert torch.equal(flatten(tensors, torch.float32), values)
+    columns = [torch.zeros(4, 6)[:, :3], torch.zeros(4, 6)[:, 2:]]
+    write_at(0, values[:28], columns)
+    assert torch.equal(flatten(columns, torch.float32), values[:28])
+    assert torch.equal(add_from(0, values[:28].clone(), columns), values[:28] * 2)

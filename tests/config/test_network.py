@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from parablock_ray.config import load_config, save_resolved
+from parablock_ray.config.network import NetworkConfig
 from parablock_ray.errors import UserError
 
 SPREAD = "{dist: lognormal, median: 20, sigma: 0.5}"
@@ -94,3 +95,16 @@ def test_links_in_a_few_words(configs: Path) -> None:
     assert described("network.down_mbps={dist: uniform, low: 1, high: 2}") == "100/uniform(1, 2) Mbit/s up/down"
     assert described("network.trace=links.csv") == "links of links.csv"
     assert described("network.mode=none") == ""
+
+
+@pytest.mark.parametrize(
+    ("network", "num_bytes"),
+    [
+        ({}, 32_000_000),
+        ({"exchange": "cut_through"}, 8_000_000),
+        ({"mode": "virtual", "compute_s": 1, "up_mbps": 9, "down_mbps": 9, "server_up_mbps": 9}, 8_000_000),
+        ({"chunk_mb": 0.5}, 500_000),
+    ],
+)
+def test_chunks_are_small_where_they_matter_for_time(network, num_bytes):
+    assert NetworkConfig.model_validate(network).chunk_bytes == num_bytes
