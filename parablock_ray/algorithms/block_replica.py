@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from parablock_ray.algorithms.base import LiveModel, RoundPlan, Update, Visit
-from parablock_ray.algorithms.blocks import flatten, make_layout, unflatten_into, write_at
+from parablock_ray.algorithms.blocks import flatten, make_layout, unflatten_into, write_chunks
 from parablock_ray.algorithms.population import Population
 from parablock_ray.algorithms.wire import Wire
 from parablock_ray.config.lora import FactorMethod
@@ -99,11 +99,7 @@ class BlockReplica:
         self._kept = None if self._kept == block else self._kept
         if torch.promote_types(wire_dtype, model_dtype) != model_dtype:
             self._exact[block] = flatten(update.chunks, self._dtype)
-        start = 0
-        for chunk in update.chunks:
-            write_at(start, chunk, self._tensors[block])
-            start += chunk.numel()
-        assert start == sum(tensor.numel() for tensor in self._tensors[block])
+        write_chunks(update.chunks, self._tensors[block])
 
     def forget(self, reads: int) -> None:
         """Drop what is no longer pending once the aggregates up to round `reads` are in."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from parablock_ray.algorithms.aggregate import GivenSum, RoundSum, new_server_state, server_step, squared_norm
 from parablock_ray.algorithms.base import Commit, Publication, RoundPlan, Update
-from parablock_ray.algorithms.blocks import add_from, copy_kept, flatten, make_layout, write_at
+from parablock_ray.algorithms.blocks import add_from, copy_kept, flatten, make_layout, write_chunks
 from parablock_ray.algorithms.lora import Adapter
 from parablock_ray.algorithms.population import Attendance, Population
 from parablock_ray.algorithms.privacy import GaussianMean, NoisedSum
@@ -229,8 +229,7 @@ class BlockServer:
         plan = current.plan
         if self._staleness > 0:
             self._previous.append((plan.round, plan.block, flatten(self._tensors[plan.block], self._dtype)))
-        for (start, _), chunk in zip(current.total.bounds, current.new_value, strict=True):
-            write_at(start, chunk, self._tensors[plan.block])
+        write_chunks(current.new_value, self._tensors[plan.block])
         del self._open[plan.round]
         self.num_committed += 1
         total = current.total

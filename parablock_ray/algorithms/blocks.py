@@ -90,21 +90,20 @@ def flatten(tensors: Iterable[Tensor], dtype: torch.dtype) -> Tensor:
     return torch.cat([tensor.detach().reshape(-1).to(dtype) for tensor in tensors])
 
 
-def unflatten_into(flat: Tensor, tensors: Iterable[Tensor]) -> None:
+def unflatten_into(flat: Tensor, tensors: Sequence[Tensor]) -> None:
     """Write a flat vector back into the tensors, cast to their dtypes and devices."""
-    offset = 0
-    with torch.no_grad():
-        for tensor in tensors:
-            tensor.copy_(flat[offset : offset + tensor.numel()].view_as(tensor))
-            offset += tensor.numel()
-    assert offset == flat.numel()
+    write_chunks([flat], tensors)
 
 
-def write_at(start: int, values: Tensor, tensors: Iterable[Tensor]) -> None:
-    """Write a vector into the tensors, from place `start` of their flat form on, cast to their dtypes and devices."""
+def write_chunks(chunks: Iterable[Tensor], tensors: Sequence[Tensor]) -> None:
+    """As `unflatten_into`, of a flat vector that comes in chunks, one after the other."""
+    start = 0
     with torch.no_grad():
-        for part, place in _parts(start, values.numel(), tensors):
-            part.copy_(values[place].view_as(part))
+        for chunk in chunks:
+            for part, place in _parts(start, chunk.numel(), tensors):
+                part.copy_(chunk[place].view_as(part))
+            start += chunk.numel()
+    assert start == sum(tensor.numel() for tensor in tensors)
 
 
 def add_from(start: int, values: Tensor, tensors: Iterable[Tensor]) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parablock_ray.algorithms.blocks import add_from, flatten, make_layout, unflatten_into, write_at
+from parablock_ray.algorithms.blocks import add_from, flatten, make_layout, unflatten_into, write_chunks
 from parablock_ray.errors import UserError
 
 
@@ -81,10 +81,9 @@ def test_chunk_by_chunk_is_as_at_once(edges):
     bounds = list(itertools.pairwise([0, *edges, 100]))
     sums = [add_from(start, values[start:end].clone(), tensors) for start, end in bounds]
     assert torch.equal(torch.cat(sums), values + whole)
-    for start, end in bounds:
-        write_at(start, values[start:end].double(), tensors)
+    write_chunks([values[start:end].double() for start, end in bounds], tensors)
     assert torch.equal(flatten(tensors, torch.float32), values)
     columns = [torch.zeros(4, 6)[:, :3], torch.zeros(4, 6)[:, 2:]]
-    write_at(0, values[:28], columns)
+    write_chunks([values[:28]], columns)
     assert torch.equal(flatten(columns, torch.float32), values[:28])
     assert torch.equal(add_from(0, values[:28].clone(), columns), values[:28] * 2)
