@@ -69,7 +69,7 @@ test-slow: $(DEV) ## Run the slow tests: a real model, many processes.
 	$(PYTEST) -m "slow and not gpu" -n 2 --dist loadfile $(ARGS)
 
 test-ray-min: $(RAY_MIN_VENV)/.installed ## Run the tests of the Ray runtime with the lowest Ray that pyproject.toml allows.
-	$(ON_CPU) $(RAY_MIN_VENV)/bin/python -m pytest -m "not slow and not gpu" $(RAY_TESTS) $(ARGS)
+	$(ON_CPU) $(RAY_MIN_VENV)/bin/python -m pytest -m "not gpu" $(RAY_TESTS) $(ARGS)
 
 lint: $(DEV) ## Check style and format.
 	$(BIN)/ruff check .

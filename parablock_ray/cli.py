@@ -12,6 +12,7 @@ from parablock_ray import __version__
 from parablock_ray.accounting import privacy_line
 from parablock_ray.config import Config, load_config
 from parablock_ray.errors import RunFailed, Stopped, UserError
+from parablock_ray.starting import cluster_of
 
 app = typer.Typer(
     help="Federated fine-tuning of large language models whose communication hides behind the computation.",
@@ -47,10 +48,11 @@ def run(
     options = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in chosen.items() if value is not None]
     with _exit_codes():
         checked = load_config(config, (overrides or []) + options)
-        from parablock_ray.driver import run as run_experiment  # takes seconds: not for a mistake in the config
+        with cluster_of(checked, "parablock_ray.driver"):  # takes seconds: not for a mistake in the config
+            from parablock_ray.driver import run as run_experiment
 
-        with _stopping(Path(checked.out)):
-            run_experiment(checked)
+            with _stopping(Path(checked.out)):
+                run_experiment(checked)
         typer.echo(f"run folder: {checked.out}")
 
 

@@ -35,7 +35,8 @@ from parablock_ray.pricing import Pricing, VirtualBook, price
 from parablock_ray.privacy import KEY_FILE, Privacy
 from parablock_ray.recovery import recover
 from parablock_ray.reporting.command import page_of_run
-from parablock_ray.runtime import RunSetup, Runtime, make_runtime, runtime_sinks
+from parablock_ray.runtime.base import RunSetup, Runtime
+from parablock_ray.runtime.make import make_runtime, runtime_sinks
 from parablock_ray.secure_terms import check_secure_aggregation, clip_before_rounding
 from parablock_ray.sizes import trained_layout
 from parablock_ray.stopping import stop_requests

@@ -15,6 +15,14 @@ settings.load_profile("patient")
 torch.set_num_threads(1)
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What starts Ray's processes is slow: each of them loads torch and transformers. `smoke` exempts a test."""
+    for item in items:
+        if "cluster" in getattr(item, "fixturenames", ()) and item.get_closest_marker("smoke") is None:
+            item.add_marker("slow")
+
+
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[None]:
     """A local cluster for the whole session: it takes seconds to start. More CPUs than there are, for 4 actors."""

@@ -22,6 +22,7 @@ RANKS = {
     "lora_sweep": 10,
     "resume": 10,
     "driver": 9,
+    "starting": 9,
     "runtime": 8,
     "recovery": 8,
     "export": 7,

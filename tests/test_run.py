@@ -412,6 +412,7 @@ def run_on_ray(out: Path, monkeypatch: pytest.MonkeyPatch, actor: type) -> str:
     return said
 
 
+@pytest.mark.smoke
 def test_a_clients_exception_ends_the_run_on_ray(cluster, tmp_path, monkeypatch):
     said = run_on_ray(tmp_path / "run", monkeypatch, Faulty)
     assert re.match(r"client 1, round 1, block \d: ZeroDivisionError: a bug of the engine\n\n", said)

@@ -17,7 +17,8 @@ from parablock_ray.errors import UserError
 from parablock_ray.named_files import check_files
 from parablock_ray.planning.plan import Plan, plan
 from parablock_ray.planning.scenario import Scenario
-from parablock_ray.runtime import RunSetup, make_runtime
+from parablock_ray.runtime.base import RunSetup
+from parablock_ray.runtime.make import make_runtime
 from parablock_ray.secure_terms import check_secure_aggregation
 from parablock_ray.training.data import FederatedData
 from parablock_ray.training.engine import make_engine
@@ -82,7 +83,8 @@ def _expected_workers(config: Config) -> int:
         return 1
     if config.workers.num != "auto":
         return config.workers.num
-    from parablock_ray.runtime.placement import NodeResources, placement, usable_cpus  # imports Ray, starts nothing
+    from parablock_ray.runtime.connection import usable_cpus  # imports Ray, starts nothing
+    from parablock_ray.runtime.placement import NodeResources, placement
 
     return placement(config, [NodeResources(usable_cpus(), torch.cuda.device_count())], measured=None).num_workers
 

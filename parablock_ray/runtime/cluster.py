@@ -1,8 +1,6 @@
-"""The Ray runtime: starts or joins a cluster, places the actors, passes plans on and events back."""
+"""The Ray runtime: places the actors on a cluster, passes plans on and events back."""
 
-import os
 import secrets
-import socket
 import statistics
 import textwrap
 import time
@@ -17,12 +15,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 
 from parablock_ray.algorithms.base import RoundPlan
 from parablock_ray.checkpoint import Checkpoint
-from parablock_ray.config import Config
 from parablock_ray.errors import ProcessDied, RunFailed, UserError
 from parablock_ray.network.links import paced_links
 from parablock_ray.runtime.assignment import Assignment
 from parablock_ray.runtime.base import FinalState, RunSetup, RuntimeInfo
 from parablock_ray.runtime.client import ClientActor
+from parablock_ray.runtime.connection import Connection, connect, disconnect
 from parablock_ray.runtime.exchange import FULL, STORE_FULL
 from parablock_ray.runtime.memory import ProcessMemory, peak_rss_bytes
 from parablock_ray.runtime.placement import (
@@ -33,7 +31,6 @@ from parablock_ray.runtime.placement import (
     placement,
     reserve,
     server_node,
-    usable_cpus,
     without,
 )
 from parablock_ray.runtime.server import ServerActor
@@ -42,7 +39,6 @@ from parablock_ray.tracking.evaluations import Evaluated
 from parablock_ray.tracking.events import Committed, Dropped, Event
 from parablock_ray.training.model import model_shapes
 
-_CONNECT_TIMEOUT_S = 5.0
 _PING_S = 5.0  # for an answer of a process that may be dead
 _MAX_CONCURRENT_CALLS = 10_000  # long polls of many clients wait side by side in an actor
 
@@ -54,7 +50,7 @@ class RayRuntime:
     def __init__(self, setup: RunSetup) -> None:
         self._setup = setup
         self._started_s: float | None = None
-        self._owns_cluster = False
+        self._connection: Connection | None = None
         self._server: Any = None  # actor handles, whose methods Ray makes up
         self._workers: list[Any] = []
         self._assignment: Assignment | None = None  # not before the number of workers is known
@@ -71,7 +67,7 @@ class RayRuntime:
 
     def start(self) -> RuntimeInfo:
         config = self._setup.config
-        self._owns_cluster = connect(config)
+        self._connection = connect(config)
         setup = self._shared(self._setup)
         links = self._shared(paced_links(config.network, config.clients.num, config.seed))
         server_memory, there = self._server_memory(), nodes()
@@ -231,14 +227,15 @@ class RayRuntime:
                 ray.kill(actor)
         if self._places is not None:
             remove_placement_group(self._places)
-        if self._owns_cluster:
-            ray.shutdown()
-        self._workers, self._server, self._evaluator, self._owns_cluster = [], None, None, False
-        self._places = None
+        disconnect()
+        self._workers, self._server, self._evaluator = [], None, None
+        self._places = self._connection = None
 
     def _common_options(self) -> dict[str, Any]:
-        environment = {"env_vars": {"OMP_NUM_THREADS": str(self._setup.config.workers.threads)}}
-        return {"max_concurrency": _MAX_CONCURRENT_CALLS, "runtime_env": environment}
+        options: dict[str, Any] = {"max_concurrency": _MAX_CONCURRENT_CALLS}
+        if self._connection is not Connection.WARM:  # another environment would be for other processes than those
+            options["runtime_env"] = {"env_vars": {"OMP_NUM_THREADS": str(self._setup.config.workers.threads)}}
+        return options
 
     def _named(self, role: str) -> dict[str, Any]:
         """How the Ray dashboard shows an actor."""
@@ -301,50 +298,6 @@ class RayRuntime:
         assert self._assignment is not None
         hosted = self._assignment.hosted(index) or self._assignment.at_home(index, self._setup.config.clients.num)
         return f"worker {index} (clients {textwrap.shorten(', '.join(map(str, hosted)), 40, placeholder=' …')})"
-
-
-def connect(config: Config) -> bool:
-    """Join the cluster that this process belongs to, else start one on this machine; return whether we started it."""
-    if ray.is_initialized():
-        return False
-    if os.environ.get("RAY_ADDRESS"):
-        join(os.environ["RAY_ADDRESS"])
-        return False
-    wanted = config.workers.num * config.workers.threads if config.workers.num != "auto" else 0
-    ray.init(
-        address="local",  # a new one, whatever else runs on this machine
-        num_cpus=max(usable_cpus(), wanted),  # asking for more workers than cores is slow, not wrong
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="ERROR",
-    )
-    return True
-
-
-def join(address: str) -> None:
-    """Join the cluster at RAY_ADDRESS. Raises UserError where nobody answers there, it asks for another token than
-    ours, or it was started with another Ray or Python."""
-    host, _, port = address.rpartition(":")
-    try:
-        if port.isdigit() and "/" not in host:
-            socket.create_connection((host, int(port)), _CONNECT_TIMEOUT_S).close()  # Ray would try for minutes
-        ray.init(log_to_driver=False, logging_level="ERROR")
-    except OSError as error:  # also all that some versions of Ray say to another version, or to a wrong token
-        raise UserError(
-            f"RAY_ADDRESS: no Ray cluster that takes us answers at {address} ({error!r}); start one of Ray "
-            f"{ray.__version__}, unset RAY_ADDRESS or, if the cluster has a token, set RAY_AUTH_MODE=token and "
-            "RAY_AUTH_TOKEN_PATH"
-        ) from None
-    except ray.exceptions.AuthenticationError:
-        raise UserError(
-            f"RAY_ADDRESS: the cluster at {address} needs its token, and there is none here; set RAY_AUTH_TOKEN_PATH "
-            "to the file that holds it"
-        ) from None
-    except RuntimeError as error:
-        if "Version mismatch" not in str(error):
-            raise
-        told = " ".join(str(error).split())
-        raise UserError(f"RAY_ADDRESS: {told}; use the Ray and the Python of the cluster") from None
 
 
 def _death(actor: Any) -> str | None:

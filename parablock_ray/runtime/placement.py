@@ -2,11 +2,9 @@
 
 import logging
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import floor
-from pathlib import Path
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
@@ -21,7 +19,6 @@ _logger = logging.getLogger(__name__)
 _GPU_UNITS = 10_000  # Ray counts GPUs in such parts
 _MARGIN = 1.25  # of memory over what a trial worker took: other clients have longer examples
 _PATIENCE_S = 5.0  # before we say what we wait for
-_CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")  # cgroup 2: microseconds of CPU time, and of the time that they are for
 
 
 @dataclass(frozen=True)
@@ -130,13 +127,6 @@ def _shortage(wanted: Mapping[str, float]) -> str:
         each.append(f"{wants} {unit}")
         left.append(f"{has} of {of} {unit}")
     return f"{', '.join(each)} each; the cluster has {', '.join(left)} free"
-
-
-def usable_cpus() -> int:
-    """CPU cores that this process may use: of this machine, or of the container that it is in."""
-    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota, _, period = _CPU_LIMIT.read_text().partition(" ") if _CPU_LIMIT.exists() else ("max", "", "")
-    return num_cores if quota == "max" else max(1, min(num_cores, int(quota) // int(period)))
 
 
 def _workers_per_gpu(workers: WorkersConfig, num_gpus: int, measured: ProcessMemory | None) -> int:

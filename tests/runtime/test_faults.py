@@ -95,6 +95,7 @@ def test_who_dies_may_drop_out_of_the_rounds_under_way(cluster, tmp_path, monkey
     assert {row["num_participants"] for row in rows(tmp_path / "run" / "metrics.jsonl")} == {2, 4}
 
 
+@pytest.mark.smoke
 def test_too_many_deaths(cluster, tmp_path, monkeypatch):
     kill(monkeypatch, MortalClient)
     with pytest.raises(RunFailed) as failure:

@@ -11,7 +11,7 @@ import ray
 from parablock_ray.config import load_config
 from parablock_ray.errors import UserError
 from parablock_ray.runtime.base import RunSetup
-from parablock_ray.runtime.cluster import join
+from parablock_ray.runtime.connection import join
 from parablock_ray.runtime.server import ServerActor
 from tests.runtime.federation import QUICKSTART
 

@@ -12,7 +12,8 @@ import yaml
 
 from parablock_ray import driver
 from parablock_ray.config import load_config
-from parablock_ray.runtime import metrics, runtime_sinks
+from parablock_ray.runtime import metrics
+from parablock_ray.runtime.make import runtime_sinks
 from tests.runtime.federation import METHODS, QUICKSTART, rows, run_tiny
 
 MONITORING = Path(__file__).parents[2] / "launch" / "monitoring"
@@ -61,6 +62,7 @@ class Witness:
     def close(self) -> None: ...
 
 
+@pytest.mark.smoke
 def test_metrics_are_those_of_the_run_folder_and_actors_have_their_names(
     cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,10 +12,11 @@ from parablock_ray.config import load_config
 from parablock_ray.driver import prepare
 from parablock_ray.errors import UserError
 from parablock_ray.runtime import cluster as cluster_module
-from parablock_ray.runtime import placement as placement_module
+from parablock_ray.runtime import connection
 from parablock_ray.runtime.cluster import RayRuntime
+from parablock_ray.runtime.connection import usable_cpus
 from parablock_ray.runtime.memory import ProcessMemory
-from parablock_ray.runtime.placement import NodeResources, Placement, placement, server_node, usable_cpus, without
+from parablock_ray.runtime.placement import NodeResources, Placement, placement, server_node, without
 from parablock_ray.runtime.server import ServerActor
 from parablock_ray.server_memory import first_traffic, server_bytes
 from parablock_ray.training.model import model_shapes
@@ -149,8 +150,8 @@ def test_a_worker_that_no_node_has_the_memory_for():
 @pytest.mark.parametrize(("quota", "num_cpus"), [("max 100000", 6), ("250000 100000", 2), ("50000 100000", 1)])
 def test_cpus_that_a_container_may_use(monkeypatch, tmp_path, quota, num_cpus):
     (tmp_path / "cpu.max").write_text(f"{quota}\n")
-    monkeypatch.setattr(placement_module, "_CPU_LIMIT", tmp_path / "cpu.max")
-    monkeypatch.setattr(placement_module.os, "sched_getaffinity", lambda pid: set(range(6)))
+    monkeypatch.setattr(connection, "_CPU_LIMIT", tmp_path / "cpu.max")
+    monkeypatch.setattr(connection.os, "sched_getaffinity", lambda pid: set(range(6)))
     assert usable_cpus() == num_cpus
 
 

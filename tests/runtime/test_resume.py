@@ -95,6 +95,7 @@ def test_a_resumed_run_can_be_resumed(finished, tmp_path):
     assert_same_end(finished, tmp_path / "second")
 
 
+@pytest.mark.smoke
 def test_either_runtime_takes_up_the_others_checkpoint(cluster, finished, tmp_path):
     on_ray, on_one = tmp_path / "ray", tmp_path / "serial"
     assert resume(interrupted(finished, on_ray, 1), ["runtime=ray", "workers.num=3"])
