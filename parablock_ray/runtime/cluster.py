@@ -20,7 +20,7 @@ from parablock_ray.network.links import paced_links
 from parablock_ray.runtime.assignment import Assignment
 from parablock_ray.runtime.base import FinalState, RunSetup, RuntimeInfo
 from parablock_ray.runtime.client import ClientActor
-from parablock_ray.runtime.connection import Connection, connect, disconnect
+from parablock_ray.runtime.connection import Connection, connect, disconnect, usable_cpus
 from parablock_ray.runtime.exchange import FULL, STORE_FULL
 from parablock_ray.runtime.memory import ProcessMemory, peak_rss_bytes
 from parablock_ray.runtime.placement import (
@@ -94,7 +94,9 @@ class RayRuntime:
             for index in range(num_workers)
         ]
         loads = [worker.load.remote() for worker in self._workers]
-        if config.evaluation.every is not None and has_core_to_spare(config, nodes(), num_workers):
+        # A cluster of our own has been told of as many CPUs as there are processes.
+        real = there if self._connection is Connection.JOINED else [NodeResources(usable_cpus(), num_gpus=0)]
+        if config.evaluation.every is not None and has_core_to_spare(config, real, num_workers):
             self._start_evaluator(config.workers.threads)
         info = self._get(self._server.load.remote())
         for index, load in enumerate(loads):

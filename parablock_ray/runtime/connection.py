@@ -15,7 +15,6 @@ from parablock_ray.errors import UserError
 
 _CONNECT_TIMEOUT_S = 5.0
 _CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")  # cgroup 2: microseconds of CPU time, and of the time that they are for
-_NUM_OTHERS = 2  # processes of a run that are no workers: server and evaluator
 
 
 class Connection(Enum):
@@ -51,16 +50,16 @@ def disconnect() -> None:
 
 
 def _start(workers: WorkersConfig) -> Connection:
-    """Ray starts a process for each CPU at once, before anybody asks for one: no more than we shall need, where that
-    is known, and these load then what they will need."""
-    num_cpus = usable_cpus()
-    if workers.num != "auto":
-        wanted = workers.num * workers.threads  # more than there are is slow, not wrong
-        num_cpus = max(wanted, min(num_cpus, wanted + workers.threads))  # and for an evaluator, if there are enough
-    is_warm = workers.num != "auto" and workers.threads == 1
+    """Ray starts a process for each CPU at once, before anybody asks for one. Where it is known how many there will
+    be, it is told of so many CPUs, whatever the machine has, and they load what they will need."""
+    if workers.num == "auto":
+        num_cpus, is_warm = usable_cpus(), False
+    else:  # one more for the server: it takes no CPU, and is a process
+        num_cpus, is_warm = (workers.num + 1) * workers.threads, workers.threads == 1
     warming = {
         "RAY_preload_python_modules": "parablock_ray.runtime.preload",
-        "RAY_num_workers_soft_limit": str(num_cpus + _NUM_OTHERS),  # else some that wait are ended when others start
+        "RAY_worker_maximum_startup_concurrency": str(num_cpus),  # else only as many as there are cores
+        "RAY_num_workers_soft_limit": str(num_cpus + 1),  # the evaluator; else others end that wait when it starts
     }
     with _environment(warming if is_warm else {}):
         ray.init(
