@@ -38,7 +38,7 @@ PYTEST = $(ON_CPU) $(BIN)/python -m pytest
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo cluster-demo chaos bench bench-check bench-peers test test-slow test-ray-min lint types format clean
+.PHONY: help demo cluster-demo chaos bench bench-check bench-peers test test-slow test-thorough test-ray-min lint types format clean
 
 help: ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -63,13 +63,16 @@ bench-check: $(DEV) ## Measure again, and fail where a ratio of benchmarks/expec
 bench-peers: $(FLOWER) ## Install the peers, each in an environment of its own.
 
 test: $(DEV) ## Run the tests, without the slow ones and those that need a GPU.
-	$(PYTEST) -m "not slow and not gpu" -n 2 --dist loadfile $(ARGS)
+	$(PYTEST) -m "not slow and not thorough and not gpu" -n 2 --dist loadfile $(ARGS)
 
 test-slow: $(DEV) ## Run the slow tests: a real model, many processes.
-	$(PYTEST) -m "slow and not gpu" -n 2 --dist loadfile $(ARGS)
+	$(PYTEST) -m "slow and not thorough and not gpu" -n 2 --dist loadfile $(ARGS)
+
+test-thorough: $(DEV) ## Run more of the slow ones: other methods, other processes that die. Outside CI.
+	$(PYTEST) -m "thorough and not gpu" -n 2 --dist loadfile $(ARGS)
 
 test-ray-min: $(RAY_MIN_VENV)/.installed ## Run the tests of the Ray runtime with the lowest Ray that pyproject.toml allows.
-	$(ON_CPU) $(RAY_MIN_VENV)/bin/python -m pytest -m "not gpu" $(RAY_TESTS) $(ARGS)
+	$(ON_CPU) $(RAY_MIN_VENV)/bin/python -m pytest -m "not thorough and not gpu" $(RAY_TESTS) $(ARGS)
 
 lint: $(DEV) ## Check style and format.
 	$(BIN)/ruff check .

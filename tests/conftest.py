@@ -28,8 +28,10 @@ def cluster() -> Iterator[None]:
     """A local cluster for the whole session: it takes seconds to start. More CPUs than there are, for 4 actors."""
     import ray
 
-    # Our own, whatever cluster runs here, or has left its address behind.
-    ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("RAY_prestart_worker_first_driver", "0")  # our actors have environments of their own
+        # Our own, whatever cluster runs here, or has left its address behind.
+        ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
 

@@ -253,7 +253,7 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["parablock", "fedbcd"])
+@pytest.mark.parametrize("method", ["parablock", pytest.param("fedbcd", marks=pytest.mark.thorough)])
 def test_a_run_that_is_killed(tmp_path, method):
     """On Ray: while it runs resume is refused, after SIGKILL it goes on to the weights of a run that was left alone."""
     slow = ["runtime=ray", "workers.num=2", "method.rounds=8", f"method.name={method}", "tracking.wandb=off"]

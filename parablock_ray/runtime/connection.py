@@ -61,7 +61,8 @@ def _start(workers: WorkersConfig) -> Connection:
         "RAY_worker_maximum_startup_concurrency": str(num_cpus),  # else only as many as there are cores
         "RAY_num_workers_soft_limit": str(num_cpus + 1),  # the evaluator; else others end that wait when it starts
     }
-    with _environment(warming if is_warm else {}):
+    cold = {"RAY_prestart_worker_first_driver": "0"}  # they would have another environment than our actors
+    with _environment(warming if is_warm else cold):
         ray.init(
             address="local",  # a new one, whatever else runs on this machine
             num_cpus=num_cpus,

@@ -111,7 +111,7 @@ class Slow1(Slow0):
     slow = 1
 
 
-@pytest.mark.parametrize(("slow", "limit"), [(Slow0, "1"), (Slow1, "2")])
+@pytest.mark.parametrize(("slow", "limit"), [(Slow0, "1"), pytest.param(Slow1, "2", marks=pytest.mark.thorough)])
 def test_a_slow_worker_gets_fewer_visits_and_changes_no_bit(cluster, tmp_path, monkeypatch, slow, limit) -> None:
     """With updates let in one or two at a time, and whoever is slow: it ends, in the serial runtime's weights."""
     sampled = [*METHODS["parablock-sampled"], "clients.num=20", "method.rounds=12", "engine.name=torch"]

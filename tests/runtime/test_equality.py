@@ -28,9 +28,10 @@ def serial(tmp_path_factory):
     return summary_of
 
 
-@pytest.mark.parametrize(
-    "method", [pytest.param(each, marks=pytest.mark.smoke) if each == "parablock" else each for each in METHODS]
-)
+MARKS = {"parablock": pytest.mark.smoke} | dict.fromkeys(["fedbcd", "fedavg", "fedcybgd"], pytest.mark.thorough)
+
+
+@pytest.mark.parametrize("method", [pytest.param(each, marks=MARKS.get(each, ())) for each in METHODS])
 def test_ray_ends_in_the_serial_weights(cluster, tmp_path, serial, method):
     summary = run_tiny(tmp_path / "run", [*METHODS[method], "workers.num=2"])
     reference = serial(method)

@@ -89,7 +89,7 @@ def test_on_ray_without_one_the_evaluator_waits_for_the_end(cluster, tmp_path, j
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", LORA)
+@pytest.mark.parametrize("method", [LORA[0], pytest.param(LORA[1], marks=pytest.mark.thorough)])
 def test_adapters_on_ray(cluster, tmp_path, method):
     lora = ["engine.name=torch", "network.chunk_mb=0.01", "evaluation.every=1"]
     for runtime in (["runtime=serial"], ["workers.num=2"]):
