@@ -58,7 +58,7 @@ def _start(workers: WorkersConfig) -> Connection:
         num_cpus, is_warm = (workers.num + 1) * workers.threads, workers.threads == 1
     warming = {
         "RAY_preload_python_modules": "parablock_ray.runtime.preload",
-        "RAY_worker_maximum_startup_concurrency": str(num_cpus),  # else only as many as there are cores
+        "RAY_worker_maximum_startup_concurrency": str(usable_cpus() + 1),  # else one for each core: the server's too
         "RAY_num_workers_soft_limit": str(num_cpus + 1),  # the evaluator; else others end that wait when it starts
     }
     cold = {"RAY_prestart_worker_first_driver": "0"}  # they would have another environment than our actors
