@@ -18,9 +18,11 @@ def cluster_of(config: Config, module: str) -> Iterator[None]:
     from parablock_ray.runtime.connection import connect, disconnect
 
     # The cluster in this thread, since Ray listens to signals. What fails to load will fail again where it is used.
-    threading.Thread(target=import_module, args=(module,), daemon=True).start()
+    loading = threading.Thread(target=import_module, args=(module,))
+    loading.start()
     try:
         connect(config)
         yield
     finally:
+        loading.join()  # a process that ends in the middle of it may crash
         disconnect()
