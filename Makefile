@@ -40,7 +40,7 @@ PYTEST = $(ON_CPU) $(BIN)/python -m pytest
 .PHONY: help demo cluster-demo chaos bench bench-check bench-peers test test-slow test-thorough test-ray-min lint types format clean
 
 help: ## Show this list.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' Makefile
 
 demo: $(DEMO) ## Fine-tune SmolLM2-135M with FedBCD, then with ParaBlock, and compare the two runs.
 	$(BIN)/parablock run configs/demo_fedbcd.yaml --out $(DEMO_OUT)/demo_fedbcd

@@ -28,7 +28,7 @@ SUITE: dict[str, list[str]] = {
     "larger_world": [],
     "aggregate": [],
     "exchange": [],
-    "engine": ["--turns", "3", "--steps", "2"],
+    "engine": ["--turns", "3", "--steps", "2"],  # for time: by itself it takes more turns
     "lora_aggregation": ["--dense-turns", "2"],
     "cost_growth": [],
     "vs_peers": [],

@@ -10,10 +10,10 @@ from parablock_ray.config import Config
 
 @contextmanager
 def cluster_of(config: Config, module: str) -> Iterator[None]:
-    """The cluster that the run needs, if it needs one, and `module` loaded: both take seconds, so they do it at the
-    same time. Raises UserError where a cluster cannot be joined."""
-    if config.runtime == "serial":
-        yield
+    """The cluster that the run needs, and `module` loaded: both take seconds, so they do it at the same time. Raises
+    UserError where a cluster cannot be joined."""
+    if config.runtime == "serial" or config.workers.num == "auto":
+        yield  # auto: Ray takes stock of the free memory when it starts, so the driver must have taken its own
         return
     from parablock_ray.runtime.connection import connect, disconnect
 
@@ -24,5 +24,5 @@ def cluster_of(config: Config, module: str) -> Iterator[None]:
         connect(config)
         yield
     finally:
-        loading.join()  # a process that ends in the middle of it may crash
         disconnect()
+        loading.join()  # a process that ends in the middle of it may crash

@@ -94,9 +94,8 @@ class RayRuntime:
             for index in range(num_workers)
         ]
         loads = [worker.load.remote() for worker in self._workers]
-        # A cluster of our own has been told of as many CPUs as there are processes.
-        real = there if self._connection is Connection.JOINED else [NodeResources(usable_cpus(), num_gpus=0)]
-        if config.evaluation.every is not None and has_core_to_spare(config, real, num_workers):
+        with_cores = real_cores(self._connection, there)
+        if config.evaluation.every is not None and has_core_to_spare(config, with_cores, num_workers):
             self._start_evaluator(config.workers.threads)
         info = self._get(self._server.load.remote())
         for index, load in enumerate(loads):
@@ -300,6 +299,11 @@ class RayRuntime:
         assert self._assignment is not None
         hosted = self._assignment.hosted(index) or self._assignment.at_home(index, self._setup.config.clients.num)
         return f"worker {index} (clients {textwrap.shorten(', '.join(map(str, hosted)), 40, placeholder=' …')})"
+
+
+def real_cores(connection: Connection, there: Sequence[NodeResources]) -> Sequence[NodeResources]:
+    """The nodes with the CPUs that they have: of our own cluster Ray was told as many as there are processes."""
+    return there if connection is Connection.JOINED else [NodeResources(usable_cpus(), num_gpus=0)]
 
 
 def _death(actor: Any) -> str | None:

@@ -29,11 +29,12 @@ _ours: Connection | None = None  # of the cluster that this process has started,
 
 
 def connect(config: Config) -> Connection:
-    """Join the cluster that this process belongs to, else start one on this machine. Called again, it does nothing.
-    Raises UserError as `join` does."""
+    """Join the cluster that this process belongs to, else start one on this machine. Called again, with the same
+    `workers`, it does nothing. Raises UserError as `join` does."""
     global _ours
     if ray.is_initialized():
         return _ours or Connection.JOINED
+    _ours = None  # were it left, somebody else has ended it
     if os.environ.get("RAY_ADDRESS"):
         join(os.environ["RAY_ADDRESS"])
         return Connection.JOINED
@@ -58,8 +59,12 @@ def _start(workers: WorkersConfig) -> Connection:
         num_cpus, is_warm = (workers.num + 1) * workers.threads, workers.threads == 1
     warming = {
         "RAY_preload_python_modules": "parablock_ray.runtime.preload",
-        "RAY_worker_maximum_startup_concurrency": str(usable_cpus() + 1),  # else one for each core: the server's too
-        "RAY_num_workers_soft_limit": str(num_cpus + 1),  # the evaluator; else others end that wait when it starts
+        "RAY_worker_maximum_startup_concurrency": str(
+            usable_cpus() + 1
+        ),  # Ray's own limit is one for each core, and there is the server
+        "RAY_num_workers_soft_limit": str(
+            num_cpus + 1
+        ),  # beyond it Ray ends those that wait; there may be an evaluator
     }
     cold = {"RAY_prestart_worker_first_driver": "0"}  # they would have another environment than our actors
     with _environment(warming if is_warm else cold):

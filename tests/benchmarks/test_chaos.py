@@ -10,6 +10,7 @@ from types import ModuleType
 import pytest
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
+REST = ["server", "driver", "worker, dropped"]
 
 
 @pytest.fixture
@@ -29,9 +30,10 @@ def test_kills_are_a_function_of_the_seed_and_reach_everyone(chaos):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)  # beside other tests: every kill starts two clusters
-def test_kills_leave_the_right_weights():
-    kinds = ["--kinds", "worker", "driver, SIGTERM"]
-    command = [sys.executable, FOLDER / "chaos.py", "--kills", "2", *kinds, "--seed", "1", "--json"]
+@pytest.mark.parametrize("kinds", [["worker", "driver, SIGTERM"], pytest.param(REST, marks=pytest.mark.thorough)])
+def test_kills_leave_the_right_weights(kinds):
+    options = ["--kills", str(len(kinds)), "--kinds", *kinds, "--seed", "1", "--json"]
+    command = [sys.executable, FOLDER / "chaos.py", *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=1700)
     assert done.returncode == 0, done.stderr
-    assert [row["value"] for row in json.loads(done.stdout.splitlines()[-1])["rows"]] == [1.0] * 2
+    assert [row["value"] for row in json.loads(done.stdout.splitlines()[-1])["rows"]] == [1.0] * len(kinds)

@@ -3,14 +3,18 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 
 from parablock_ray.config import Config, load_config
-from parablock_ray.runtime import connection
+from parablock_ray.errors import UserError
+from parablock_ray.runtime import cluster, connection
+from parablock_ray.runtime.cluster import real_cores
 from parablock_ray.runtime.connection import Connection, connect, disconnect
+from parablock_ray.runtime.placement import NodeResources, has_core_to_spare
 from parablock_ray.starting import cluster_of
 from tests.runtime.federation import QUICKSTART
 
@@ -83,6 +87,30 @@ def test_a_mistake_in_the_run_ends_it_too(fake: FakeRay) -> None:
     assert fake.num_ended == 1
 
 
+def test_what_loads_has_loaded_before_the_process_may_end(
+    fake: FakeRay, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "slow_to_load.py").write_text("import time; time.sleep(1); done = True")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(UserError, match="RAY_ADDRESS: no Ray cluster"), cluster_of(config_of(), "slow_to_load"):
+        raise AssertionError("nobody is there")
+    assert sys.modules["slow_to_load"].done
+
+
+@pytest.mark.parametrize(
+    ("kind", "num_cores", "is_beside"),
+    [(Connection.WARM, 2, False), (Connection.WARM, 3, True), (Connection.JOINED, 2, True)],
+)
+def test_an_evaluator_is_beside_the_run_where_a_core_is_free(
+    monkeypatch: pytest.MonkeyPatch, kind: Connection, num_cores: int, is_beside: bool
+) -> None:
+    """Ray was told of three, two for workers and one for the server."""
+    monkeypatch.setattr(cluster, "usable_cpus", lambda: num_cores)
+    there = real_cores(kind, [NodeResources(3, num_gpus=0)])
+    assert has_core_to_spare(config_of(), there, num_workers=2) == is_beside
+
+
 def test_what_others_have_started_goes_on(fake: FakeRay) -> None:
     ray.init(num_cpus=1)
     with cluster_of(config_of(), "parablock_ray.driver"):
@@ -92,6 +120,11 @@ def test_what_others_have_started_goes_on(fake: FakeRay) -> None:
 
 def test_a_serial_run_has_none(fake: FakeRay) -> None:
     with cluster_of(config_of("runtime=serial"), "parablock_ray.driver"):
+        assert fake.started == []
+
+
+def test_one_that_counts_on_the_free_memory_starts_later(fake: FakeRay) -> None:
+    with cluster_of(config_of("workers.num=auto"), "parablock_ray.driver"):
         assert fake.started == []
 
 
@@ -116,6 +149,6 @@ assert not ray.is_initialized()
 
 @pytest.mark.slow
 def test_processes_load_what_they_need_before_they_are_actors() -> None:
-    bare = {name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", "RAY_ADDRESS")}
-    done = subprocess.run([sys.executable, "-c", WARM], env=bare, capture_output=True, text=True)
+    own = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {"OMP_NUM_THREADS": "3"}
+    done = subprocess.run([sys.executable, "-c", WARM], env=own, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

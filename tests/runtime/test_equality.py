@@ -28,7 +28,7 @@ def serial(tmp_path_factory):
     return summary_of
 
 
-MARKS = {"parablock": pytest.mark.smoke} | dict.fromkeys(["fedbcd", "fedavg", "fedcybgd"], pytest.mark.thorough)
+MARKS = {"parablock": pytest.mark.smoke} | dict.fromkeys(["fedbcd", "fedavg"], pytest.mark.thorough)
 
 
 @pytest.mark.parametrize("method", [pytest.param(each, marks=MARKS.get(each, ())) for each in METHODS])

@@ -4,10 +4,10 @@ import pytest
 
 from tests.runtime.lora_runs import METHODS, run_lora
 
-# Each method once, overlapped where it can be. Plain torch in place of DeepSpeed: actors start sooner. What travels
-# differs between the first ones; the others are like one of them.
-ON_RAY = ["hetlora", "fedex_lora", "florist-delayed", "parablock-lora"]
-LIKE_THEM = ["fedit-delayed", "ffa_lora-delayed", "zero_pad", "flexlora", "flora-delayed", "florist-carry"]
+# Each method once, overlapped where it can be. Plain torch in place of DeepSpeed: actors start sooner. With the first
+# ones goes each kind of message: by rank, with a residual, stacked and cut, B alone, by blocks.
+ON_RAY = ["hetlora", "fedex_lora", "florist-delayed", "ffa_lora-delayed", "parablock-lora"]
+LIKE_THEM = ["fedit-delayed", "zero_pad", "flexlora", "flora-delayed", "florist-carry"]
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@ requirements.txt. See ../shared.py.
 
 As its documentation has it: torchrun, a SimulatedBackend, data in memory, its own uniform sampler (with replacement).
 Each process trains half of a cohort on its own copy of the model and adds the deltas up; one all-reduce brings the sums
-together. Nobody evaluates.
+together. Nobody evaluates: in its first round pfl asks everybody for metrics, whatever it is told, and there are none.
 """
 
 import json
