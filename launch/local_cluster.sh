@@ -44,9 +44,10 @@ start_node() { # LOG ARGUMENT…: one node, and wait until it is there
     local log=$dir/$1.log
     shift
     : >"$log"
-    # Port 0 is any free port: nodes of one machine must not share the usual ones.
+    # Nodes of one machine must not share the usual ports. 0 is any free one, of which Ray 2.52 tells jobs another for its
+    # agents: theirs come after the dashboard's.
     setsid ray start --block --num-cpus="$cpus" --min-worker-port=0 --max-worker-port=0 \
-        --dashboard-agent-listen-port=0 "$@" >"$log" 2>&1 </dev/null &
+        --dashboard-agent-listen-port=$((dashboard_port + 1 + ${#groups[@]})) "$@" >"$log" 2>&1 </dev/null &
     groups+=($!)
     until grep -q "Ray runtime started" "$log"; do
         kill -0 "${groups[-1]}" 2>/dev/null || { cat "$log" >&2; exit 1; }

@@ -12,7 +12,7 @@ from parablock_ray import __version__
 from parablock_ray.accounting import privacy_line
 from parablock_ray.config import Config, load_config
 from parablock_ray.errors import RunFailed, Stopped, UserError
-from parablock_ray.starting import cluster_of
+from parablock_ray.starting import own_cluster_of
 
 app = typer.Typer(
     help="Federated fine-tuning of large language models whose communication hides behind the computation.",
@@ -48,7 +48,7 @@ def run(
     options = [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in chosen.items() if value is not None]
     with _exit_codes():
         checked = load_config(config, (overrides or []) + options)
-        with cluster_of(checked, "parablock_ray.driver"):  # takes seconds: not for a mistake in the config
+        with own_cluster_of(checked):  # takes seconds: not for a mistake in the config
             from parablock_ray.driver import run as run_experiment
 
             with _stopping(Path(checked.out)):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from parablock_ray.config import load_config
 from parablock_ray.errors import RunFailed, Stopped, UserError
-from parablock_ray.starting import cluster_of
+from parablock_ray.starting import own_cluster_of
 
 
 def main(config_file: str, failure_file: str) -> None:
@@ -17,7 +17,7 @@ def main(config_file: str, failure_file: str) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the sweep runs in the background
     try:
         config = load_config(config_file, [])
-        with cluster_of(config, "parablock_ray.resume"):  # takes seconds, in which Ctrl-C ends us too
+        with own_cluster_of(config):  # takes seconds, in which Ctrl-C ends us too
             from parablock_ray.resume import run_or_resume
 
             run_or_resume(config)

@@ -90,7 +90,7 @@ def test_a_run_is_followed_and_its_folder_comes_back(cluster: Cluster, tmp_path:
         "--fetch",
         tmp_path,
     )
-    assert told.returncode == 0, told.stderr
+    assert told.returncode == 0, told.stderr + told.stdout
     job, link = told.stdout.split("\n", 1)[0].removeprefix("job ").split(": ")
     assert link == f"{cluster.address}/#/jobs/{job}"
     assert "round 4  block" in told.stdout

@@ -3,19 +3,17 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 
 from parablock_ray.config import Config, load_config
-from parablock_ray.errors import UserError
 from parablock_ray.runtime import cluster, connection
 from parablock_ray.runtime.cluster import real_cores
 from parablock_ray.runtime.connection import Connection, connect, disconnect
 from parablock_ray.runtime.placement import NodeResources, has_core_to_spare
-from parablock_ray.starting import cluster_of
+from parablock_ray.starting import own_cluster_of
 from tests.runtime.federation import QUICKSTART
 
 PRELOAD = "RAY_preload_python_modules"
@@ -62,7 +60,7 @@ def config_of(*overrides: str) -> Config:
     ],
     ids=["few", "more than there are", "of several threads", "auto"],
 )
-def test_a_cluster_of_our_own_is_as_large_as_the_run_needs(
+def test_a_own_cluster_of_our_own_is_as_large_as_the_run_needs(
     fake: FakeRay, workers: list[str], kind: Connection, num_cpus: int, loaded: str | None
 ) -> None:
     assert connect(config_of(*(f"workers.{each}" for each in workers))) is kind
@@ -72,7 +70,7 @@ def test_a_cluster_of_our_own_is_as_large_as_the_run_needs(
 
 def test_who_has_started_it_ends_it_once(fake: FakeRay) -> None:
     config = config_of()
-    with cluster_of(config, "parablock_ray.driver"):
+    with own_cluster_of(config):
         assert connect(config) is Connection.WARM  # the same one, for the run itself
         disconnect()  # as a run does before its model is judged
         assert fake.num_ended == 1
@@ -82,20 +80,9 @@ def test_who_has_started_it_ends_it_once(fake: FakeRay) -> None:
 
 
 def test_a_mistake_in_the_run_ends_it_too(fake: FakeRay) -> None:
-    with pytest.raises(ZeroDivisionError), cluster_of(config_of(), "parablock_ray.driver"):
+    with pytest.raises(ZeroDivisionError), own_cluster_of(config_of()):
         raise ZeroDivisionError
     assert fake.num_ended == 1
-
-
-def test_what_loads_has_loaded_before_the_process_may_end(
-    fake: FakeRay, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    (tmp_path / "slow_to_load.py").write_text("import time; time.sleep(1); done = True")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    with pytest.raises(UserError, match="RAY_ADDRESS: no Ray cluster"), cluster_of(config_of(), "slow_to_load"):
-        raise AssertionError("nobody is there")
-    assert sys.modules["slow_to_load"].done
 
 
 @pytest.mark.parametrize(
@@ -113,18 +100,21 @@ def test_an_evaluator_is_beside_the_run_where_a_core_is_free(
 
 def test_what_others_have_started_goes_on(fake: FakeRay) -> None:
     ray.init(num_cpus=1)
-    with cluster_of(config_of(), "parablock_ray.driver"):
+    with own_cluster_of(config_of()):
         assert connect(config_of()) is Connection.JOINED
     assert fake.num_ended == 0
 
 
 def test_a_serial_run_has_none(fake: FakeRay) -> None:
-    with cluster_of(config_of("runtime=serial"), "parablock_ray.driver"):
+    with own_cluster_of(config_of("runtime=serial")):
         assert fake.started == []
 
 
-def test_one_that_counts_on_the_free_memory_starts_later(fake: FakeRay) -> None:
-    with cluster_of(config_of("workers.num=auto"), "parablock_ray.driver"):
+def test_others_start_later(fake: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
+    with own_cluster_of(config_of("workers.num=auto")):
+        assert fake.started == []
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with own_cluster_of(config_of()):
         assert fake.started == []
 
 
