@@ -31,7 +31,7 @@ SUITE: dict[str, list[str]] = {
     "engine": ["--turns", "3", "--steps", "2"],  # for time: by itself it takes more turns
     "lora_aggregation": ["--dense-turns", "2"],
     "cost_growth": [],
-    "vs_peers": [],
+    "vs_peers": ["--turns", "2", "--start-ups", "1"],  # the same
     "overlap": ["--rounds", "15"],
 }
 RATIOS = ("x", "ratio")  # units of what may be compared between machines

@@ -14,7 +14,7 @@ same runs of ours. A peer that is not installed is left out. Of PEER, flower or 
                            `parablock run` with the slower of its engines. `--cold` drops the file cache before each
                            (root only; it slows everybody on the machine)
 
-Losses must be equal within noise: the mean of the last quarter of the trainings.
+Losses must be equal within noise: the mean of the last quarter of the trainings, to 5 % or three standard errors.
 """
 
 import argparse
@@ -257,9 +257,24 @@ def read(folder: Path, peak_bytes: int) -> Found:
     return Found(overhead_s, statistics.median(train_s), losses, peak_bytes)
 
 
+def last_losses(found: Found) -> list[float]:
+    """Of the last quarter of the trainings."""
+    return found.losses[-max(1, len(found.losses) // 4) :]
+
+
 def last_loss(found: Found) -> float:
-    """Mean over the last quarter of the trainings."""
-    return statistics.mean(found.losses[-max(1, len(found.losses) // 4) :])
+    return statistics.mean(last_losses(found))
+
+
+def noise(ours: Found, theirs: Found) -> float:
+    """By so much may the means of both sides' last losses differ: three standard errors, since cohorts are not the
+    same, and where these are few `NOISE` of their mean."""
+    variance = sum(
+        statistics.variance(losses) / len(losses)
+        for losses in (last_losses(ours), last_losses(theirs))
+        if len(losses) > 1
+    )
+    return max(NOISE * last_loss(ours), 3 * math.sqrt(variance))
 
 
 def check_same(ours: Found, theirs: Found) -> None:
@@ -268,7 +283,7 @@ def check_same(ours: Found, theirs: Found) -> None:
     num, num_its = len(ours.losses), len(theirs.losses)
     if num != num_its:
         raise SystemExit(f"they do not train alike ({num} and {num_its} clients): no ratio means anything")
-    if not math.isclose(own, its, rel_tol=NOISE):
+    if abs(own - its) > noise(ours, theirs):
         raise SystemExit(f"they do not train alike (losses {own:.3f} and {its:.3f}): no ratio means anything")
 
 

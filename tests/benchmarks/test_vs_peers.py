@@ -40,6 +40,16 @@ def test_sides_that_do_not_train_alike_have_no_ratio(vs_peers):
             vs_peers.check_same(ours, vs_peers.Found([1.0], 1.0, losses, 1))
 
 
+def test_other_cohorts_have_other_losses(vs_peers):
+    def found(*last: float):
+        return vs_peers.Found([1.0], 1.0, [2.0] * 12 + list(last), 1)
+
+    ours = found(1.0, 1.2, 1.4, 1.6)  # standard error 0.13
+    vs_peers.check_same(ours, found(1.2, 1.4, 1.6, 1.8))
+    with pytest.raises(SystemExit, match="no ratio means anything"):
+        vs_peers.check_same(ours, found(1.9, 2.1, 2.3, 2.5))
+
+
 def test_peers_that_are_not_installed_are_left_out(vs_peers, monkeypatch, capsys, tmp_path):
     empty = tmp_path / "python"  # an environment without the package
     empty.write_text("#!/bin/sh\nexit 1\n")
