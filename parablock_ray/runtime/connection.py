@@ -59,12 +59,10 @@ def _start(workers: WorkersConfig) -> Connection:
         num_cpus, is_warm = (workers.num + 1) * workers.threads, workers.threads == 1
     warming = {
         "RAY_preload_python_modules": "parablock_ray.runtime.preload",
-        "RAY_worker_maximum_startup_concurrency": str(
-            usable_cpus() + 1
-        ),  # Ray's own limit is one for each core, and there is the server
-        "RAY_num_workers_soft_limit": str(
-            num_cpus + 1
-        ),  # beyond it Ray ends those that wait; there may be an evaluator
+        # Ray's own limit is one for each core, and there is the server.
+        "RAY_worker_maximum_startup_concurrency": str(usable_cpus() + 1),
+        # Beyond it Ray ends those that wait; there may be an evaluator.
+        "RAY_num_workers_soft_limit": str(num_cpus + 1),
     }
     cold = {"RAY_prestart_worker_first_driver": "0"}  # they would have another environment than our actors
     with _environment(warming if is_warm else cold):

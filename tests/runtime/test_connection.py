@@ -60,7 +60,7 @@ def config_of(*overrides: str) -> Config:
     ],
     ids=["few", "more than there are", "of several threads", "auto"],
 )
-def test_a_own_cluster_of_our_own_is_as_large_as_the_run_needs(
+def test_a_cluster_of_our_own_is_as_large_as_the_run_needs(
     fake: FakeRay, workers: list[str], kind: Connection, num_cpus: int, loaded: str | None
 ) -> None:
     assert connect(config_of(*(f"workers.{each}" for each in workers))) is kind
@@ -119,7 +119,7 @@ def test_others_start_later(fake: FakeRay, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 WARM = f"""
-import os, sys, time
+import os, sys
 import ray
 from parablock_ray.config import load_config
 from parablock_ray.runtime.connection import connect, disconnect
