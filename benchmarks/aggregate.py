@@ -62,7 +62,7 @@ def bandwidths(options: argparse.Namespace) -> Iterator[Row]:
 
 def fold_bandwidth(values: Tensor, by_chunk: bool) -> float:
     """Bytes a second, once the sum is there: the first update, which makes it, does not count."""
-    total, bounds = new_round(2, values, by_chunk)
+    total, bounds = new_round(3, values, by_chunk)  # the last one would be folded with the means
     take_in(total, bounds, 0, values)
     return (8 + values.element_size()) * len(values) / processor_seconds_of(lambda: take_in(total, bounds, 1, values))
 

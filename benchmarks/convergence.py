@@ -33,7 +33,6 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from parablock_ray.algorithms.base import LiveModel
-from parablock_ray.algorithms.blocks import flatten
 from parablock_ray.algorithms.methods import make_method, make_replica, make_server
 from parablock_ray.algorithms.population import Population
 from parablock_ray.algorithms.rng import generator
@@ -209,7 +208,7 @@ def mean_squared_gradient(config: BlockMethod, problem: Problem) -> Tensor:
             columns = slice(plan.block * BLOCK_SIZE, (plan.block + 1) * BLOCK_SIZE)
             for _ in range(config.local_steps):
                 block.sub_(plan.lr * gradient(next(minibatches[visit.client]), live)[:, columns])
-            upload = replica.finish(flatten([block], torch.float64))
+            upload = replica.finish([block])
             replica.remember(plan, visit, upload)
             for _ in server.receive(plan.round, visit.client, 0, upload):
                 pass

@@ -17,7 +17,6 @@ from torch.nn import Parameter
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from parablock_ray.algorithms.base import Method
-from parablock_ray.algorithms.blocks import flatten
 from parablock_ray.config import Config
 from parablock_ray.driver import prepare
 from parablock_ray.network.timeline import RoundLoad
@@ -64,8 +63,8 @@ class FixedWorkEngine:
         self._work()
         return 1.0
 
-    def end(self) -> Tensor:
-        return flatten(self._parameters, torch.float32).add_(1e-4)
+    def end(self) -> list[Tensor]:
+        return [parameter.detach() + 1e-4 for parameter in self._parameters]
 
 
 @dataclass(frozen=True)

@@ -28,11 +28,11 @@ SUITE: dict[str, list[str]] = {
     "larger_world": [],
     "aggregate": [],
     "exchange": [],
-    "engine": ["--turns", "3", "--steps", "2"],  # for time: by itself it takes more turns
-    "lora_aggregation": ["--dense-turns", "2"],
+    "engine": ["--turns", "2", "--steps", "2"],  # for time: by itself it takes more turns
+    "lora_aggregation": ["--dense-turns", "1"],
     "cost_growth": [],
-    "vs_peers": ["--turns", "2", "--start-ups", "1"],  # the same
-    "overlap": ["--rounds", "15"],
+    "vs_peers": ["--turns", "2", "--start-ups", "1", "--smollm2-rounds", "5"],  # the same
+    "overlap": ["--rounds", "12"],
 }
 RATIOS = ("x", "ratio")  # units of what may be compared between machines
 LEAST_LOSS = 0.15

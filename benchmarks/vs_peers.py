@@ -8,8 +8,7 @@ same runs of ours. A peer that is not installed is left out. Of PEER, flower or 
 
     vs_PEER/overhead/…     a round's wall time without the largest sum over the workers of time inside the training
                            function, the median over rounds but the first: the peer's over ours
-    vs_PEER/peak_memory/…  the most that all processes of a run hold together (proportional set size): the peer's over
-                           ours
+    vs_PEER/peak_memory/…  the most that all processes of a run hold together, see `PeakMemory`: the peer's over ours
     vs_PEER/start_up       from the start of the process to the end of the first round, tiny: the peer's over that of
                            `parablock run` with the slower of its engines. `--cold` drops the file cache before each
                            (root only; it slows everybody on the machine)
@@ -22,6 +21,7 @@ import itertools
 import json
 import math
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -333,10 +333,16 @@ def drop_file_cache() -> None:
 
 
 class PeakMemory:
-    """The most that a process and its descendants hold together: shared pages once, twice a second."""
+    """The most that a process and its descendants hold together, seen twice a second: the anonymous memory of each,
+    what lies in /dev/shm beyond what lay there before, and of mapped files the most that one of them holds.
+
+    From counters that the kernel keeps. Proportional sizes (PSS) would be exact, but the kernel walks all pages for
+    them, while a process that asks for memory waits: that took a core's second in every round of SmolLM2.
+    """
 
     def __init__(self, pid: int) -> None:
         self._process = psutil.Process(pid)
+        self._shared_before = shared_bytes()
         self._peak = 0
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch)
@@ -349,17 +355,29 @@ class PeakMemory:
 
     def _watch(self) -> None:
         while not self._over.wait(0.5):
-            total = 0
             try:
                 family = [self._process, *self._process.children(recursive=True)]
             except psutil.NoSuchProcess:
                 return
-            for each in family:
-                try:
-                    total += each.memory_full_info().pss
-                except (psutil.NoSuchProcess, psutil.AccessDenied):
-                    continue  # it has just ended
-            self._peak = max(self._peak, total)
+            held = [resident_bytes(each.pid) for each in family]
+            anonymous, of_files = (sum(each[0] for each in held), max(each[1] for each in held))
+            self._peak = max(self._peak, anonymous + of_files + shared_bytes() - self._shared_before)
+
+
+def resident_bytes(pid: int) -> tuple[int, int]:
+    """Of a process: anonymous, and of mapped files. Nothing of one that has just ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0, 0
+    sizes = {name: value.split() for name, _, value in (line.partition(":") for line in lines)}
+    anonymous, of_files = (int(sizes[name][0]) * 1024 if name in sizes else 0 for name in ("RssAnon", "RssFile"))
+    return anonymous, of_files
+
+
+def shared_bytes() -> int:
+    """What lies in /dev/shm, where Ray's object store is."""
+    return shutil.disk_usage("/dev/shm").used
 
 
 if __name__ == "__main__":

@@ -11,12 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from shared import job, new_optimizer, train
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from parablock_ray.algorithms.blocks import flatten
 from parablock_ray.config import Config
 from parablock_ray.tracking.events import Committed
 
@@ -41,9 +39,9 @@ class SharedEngine:
     def step(self, batch: Mapping[str, Tensor]) -> float:
         return train(self.folder, self.model, self.optimizer, batch)
 
-    def end(self) -> Tensor:
+    def end(self) -> list[Tensor]:
         del self.optimizer
-        return flatten(self.parameters, torch.float32)
+        return [parameter.detach() for parameter in self.parameters]
 
 
 @dataclass(frozen=True)

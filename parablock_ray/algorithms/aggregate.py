@@ -32,8 +32,10 @@ class RoundSum:
     """Σ w_i Δ_i of one round, folded in plan order whatever the order of arrival.
 
     `bounds` are the chunks of the block. With `by_chunk` a chunk is folded as soon as it is its client's turn
-    (cut-through); without, a client is folded only when all its chunks are there (store-and-forward).
-    Both give the same bits. With it all chunks are kept to the end, since a client may be found out in the middle.
+    (cut-through); without, a client is folded only when all its chunks are there (store-and-forward), and what is left
+    to fold when nobody is missing is folded as the means are asked for: so the first is on its way before the last is
+    made. Both give the same bits. With it all chunks are kept to the end, since a client may be found out in the
+    middle.
 
     `clip`: Δ_i · min(1, clip / ‖Δ_i‖) in place of Δ_i (Sun et al., arXiv 1911.07963); whole clients only. The weights
     stay: they are the plan's, and no client has a say in its own. None: as it is.
@@ -53,47 +55,57 @@ class RoundSum:
         self._order = [(visit.client, 1 if alone else visit.weight) for visit in plan.visits]
         self._by_chunk = by_chunk
         self._arrived: dict[int, dict[int, Tensor]] = {visit.client: {} for visit in plan.visits}
+        self._missing = set(self._arrived)  # clients of whom not all is here
         self._num_folded = [0] * len(bounds)
 
     def add(self, client: int, chunk: int, values: Tensor) -> None:
         """Take chunk `chunk` of a client's delta (wire dtype) and fold whatever can now be folded."""
         arrived = self._arrived[client]
         arrived[chunk] = values
+        is_whole = len(arrived) == len(self.bounds)
+        if is_whole:
+            self._missing.discard(client)
         if self._by_chunk:
             self._fold(chunk)
-        elif len(arrived) == len(self.bounds):
+        elif is_whole:
             if self._clip is not None:
                 self._cut(arrived, self._clip)
-            for each in range(len(self.bounds)):
-                self._fold(each)
+            if self._missing:
+                self._fold_all()
 
     def drop(self, client: int) -> None:
         """This client is left out. Who came in behind it is folded; of what is in the sum already nothing can be taken
         out in floating point, so the sum is made anew."""
         has_sent = self._arrived.pop(client)
+        self._missing.discard(client)
         self._order = [each for each in self._order if each[0] != client]
         if has_sent:
             assert self._by_chunk, "whole clients are judged before they come here"
             self._total, self._num_folded = None, [0] * len(self.bounds)
-        for chunk in range(len(self.bounds)):
-            self._fold(chunk)
+        self._fold_all()
 
     def is_complete(self, chunk: int) -> bool:
-        """Whether every client's part of this chunk is in the sum."""
-        return self._num_folded[chunk] == len(self._order)
+        """Whether every client's part of this chunk is here: for its mean."""
+        return not self._missing or self._num_folded[chunk] == len(self._order)
 
     def mean(self, chunk: int) -> Tensor:
         """Δ̄ of a complete chunk, the sum divided once by Σ w_i: in its place, for it is asked for once, and the caller
         may go on there. New memory for whole blocks costs more than the arithmetic."""
         assert self.is_complete(chunk)
+        self._fold(chunk)
         start, end = self.bounds[chunk]
         assert self._total is not None
         return self._total[start:end].div_(sum(weight for _, weight in self._order))
 
     def total(self) -> Tensor:
         """Σ w_i Δ_i of a complete round; not to be changed."""
+        self._fold_all()
         assert self._total is not None
         return self._total
+
+    def _fold_all(self) -> None:
+        for chunk in range(len(self.bounds)):
+            self._fold(chunk)
 
     def _fold(self, chunk: int) -> None:
         if self._total is None:

@@ -88,7 +88,8 @@ class Sent:
 
 @dataclass(frozen=True)
 class Publication:
-    """One chunk of what round `round` brings to the clients of `variant`: flat, in the wire dtype.
+    """One chunk of what round `round` brings to the clients of `variant`: flat, in the wire dtype, and for reading
+    only: it may still be on its way out when the next one is made.
 
     Chunks of a variant come in order, `is_last` marks its last one. Provisional until the commit: where an update is
     refused some of whose chunks were in them, they come again from the first one on and take the others' place.
@@ -247,9 +248,9 @@ class Replica(Protocol):
         """Dress the model as what the client starts from; the parameters to train."""
         ...
 
-    def finish(self, trained: Tensor) -> Tensor:
-        """The upload (flat, wire dtype, CPU) of the visit under way, whose parameters are now `trained` (flat, fp32,
-        used up). The model is undressed again. What is sent must then be told to `remember`."""
+    def finish(self, trained: Sequence[Tensor]) -> Tensor:
+        """The upload (flat, wire dtype, CPU) of the visit under way, whose parameters are now `trained`: themselves, or
+        in fp32. The model is undressed again. What is sent must then be told to `remember`."""
         ...
 
     def undress(self) -> None:

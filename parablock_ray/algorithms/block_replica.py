@@ -8,14 +8,14 @@ committed values, never as running increments, which drift in floating point.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
 from parablock_ray.algorithms.base import LiveModel, RoundPlan, Update, Visit
-from parablock_ray.algorithms.blocks import flatten, make_layout, unflatten_into, write_chunks
+from parablock_ray.algorithms.blocks import difference, flatten, make_layout, unflatten_into, write_chunks
 from parablock_ray.algorithms.population import Population
 from parablock_ray.algorithms.wire import Wire
 from parablock_ray.config.lora import FactorMethod
@@ -132,14 +132,21 @@ class BlockReplica:
         self._under_way = _UnderWay(plan.block, start, dressed)
         return self._tensors[plan.block]
 
-    def finish(self, trained: Tensor) -> Tensor:
+    def finish(self, trained: Sequence[Tensor]) -> Tensor:
         """The delta to send (flat, wire dtype, on the CPU); the model holds the committed values again.
 
-        `trained`: the block after local training, flat, fp32; it is used up. The delta is rounded to the wire dtype
-        once, here: what is sent is also what is to be remembered.
+        `trained`: the tensors that `start` gave after local training: themselves, or in fp32. The delta is rounded to
+        the wire dtype once, here: what is sent is also what is to be remembered.
         """
         assert self._under_way is not None, "start() comes first"
-        delta = trained.sub_(self._under_way.start).to(self._wire.dtype).cpu()
+        block, start, dressed = self._under_way.block, self._under_way.start, self._under_way.dressed
+        if start is self._exact[block]:  # which the live parameters can hold
+            delta = difference(trained, start, self._wire.dtype, restore=self._tensors[block])
+            self._kept = block
+            self._under_way = replace(self._under_way, dressed=tuple(each for each in dressed if each != block))
+        else:
+            delta = difference(trained, start, self._wire.dtype, restore=None)
+        delta = delta.cpu()
         self.undress()
         return delta
 

@@ -11,6 +11,7 @@ from parablock_ray.errors import UserError
 
 # `layers.1.` is not `layers.10.`: the number stands between dots. `h` and `blocks` are GPT-2's and MPT's names.
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
+_PIECE = 1 << 17  # elements
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,37 @@ def add_from(start: int, values: Tensor, tensors: Iterable[Tensor]) -> Tensor:
         for part, place in _parts(start, values.numel(), tensors):
             values[place].view_as(part).add_(part)
     return values
+
+
+def difference(
+    tensors: Sequence[Tensor], start: Tensor, dtype: torch.dtype, restore: Sequence[Tensor] | None
+) -> Tensor:
+    """What the tensors hold minus `start` (flat), as a new flat vector of `dtype`, on the same device: in the precision
+    of the tensors, rounded once.
+
+    `restore` (None: nothing): tensors of the same shapes, perhaps the same ones, which take `start` in the same pass.
+    A block is larger than any cache, and each pass over it costs what the arithmetic does.
+    """
+    made = torch.empty_like(start, dtype=dtype)
+    offset = 0
+    with torch.no_grad():
+        for tensor, back in zip(tensors, tensors if restore is None else restore, strict=True):
+            place = slice(offset, offset + tensor.numel())
+            for its, old, out, again in _pieces(tensor, start[place], made[place], back):
+                torch.sub(its, old, out=out)
+                if restore is not None:
+                    again.copy_(old)
+            offset += tensor.numel()
+    assert offset == start.numel()
+    return made
+
+
+def _pieces(tensor: Tensor, old: Tensor, out: Tensor, back: Tensor) -> Iterable[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """The same parts of all four, as large as a cache holds; of a GPU, where a call costs more, and of other strides
+    all in one."""
+    if tensor.device.type == "cpu" and tensor.is_contiguous() and back.is_contiguous():
+        return zip(*(each.view(-1).split(_PIECE) for each in (tensor, old, out, back)), strict=True)
+    return [(tensor, old.view_as(tensor), out.view_as(tensor), back)]
 
 
 def _parts(start: int, num: int, tensors: Iterable[Tensor]) -> Iterator[tuple[Tensor, slice]]:

@@ -27,6 +27,7 @@ from parablock_ray.algorithms.adapters import (
 )
 from parablock_ray.algorithms.base import LiveModel, RoundPlan, Update, Visit
 from parablock_ray.algorithms.block_replica import BlockReplica, correction_factor
+from parablock_ray.algorithms.blocks import flatten
 from parablock_ray.algorithms.lora import Adapter, fit
 from parablock_ray.algorithms.lora_methods import Collecting, starts_afresh
 from parablock_ray.algorithms.population import Population
@@ -119,10 +120,13 @@ class LoraReplica:
             factors += live
         return factors
 
-    def finish(self, trained: Tensor) -> Tensor:
-        """B and A as they are now (flat, wire dtype, on the CPU); the weights are committed ones again."""
+    def finish(self, trained: Sequence[Tensor]) -> Tensor:
+        """B and A after local training (flat, wire dtype, on the CPU); the weights are committed ones again.
+
+        `trained`: the tensors that `start` gave, with these values.
+        """
         assert self._under_way is not None, "start() comes first"
-        upload = trained.to(self._wire.dtype).cpu()
+        upload = flatten(trained, self._wire.dtype).cpu()
         self.undress()
         return upload
 

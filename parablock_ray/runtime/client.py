@@ -153,11 +153,15 @@ class ClientActor:
                 for visit in visits:
                     self._note("wait", plan, visit, idle_since_s, None)
                 for visit in visits:
-                    upload = await self._train(plan, visit)
-                    if upload is not None:
-                        self._tasks.create_task(self._exchange(plan, visit, upload))
+                    await self._train_and_send(plan, visit)
                 idle_since_s = time.time()
             current = await rounds.get()
+
+    async def _train_and_send(self, plan: RoundPlan, visit: Visit) -> None:
+        """Answers when the trainer is free again: what there is to send goes on beside it."""
+        upload = await self._train(plan, visit)
+        if upload is not None:
+            self._tasks.create_task(self._exchange(plan, visit, upload))
 
     async def _until_readable(self, plan: RoundPlan, visit: Visit, catch_up: asyncio.Task[dict[int, int]]) -> None:
         """Wait until this client holds x^{(≤ reads)}: by its own downloads, or by catching up."""
@@ -227,6 +231,7 @@ class ClientActor:
         """The exchange task of one visit. It ends the visit, so it reports all of it, in one message."""
         with named(plan, visit):
             chunks = await self._chunks(plan, visit, upload)
+            del upload  # a whole block may be gone before the exchange is over
             try:
                 exchanged = await self._exchange_of(visit.client).run(plan, visit.variant, chunks)
             except FULL:  # of this node's store, or the server's

@@ -222,7 +222,8 @@ class Exchange:
         self._one_at_a_time = asyncio.Lock() if pipeline == "serial" else nullcontext()
 
     async def run(self, plan: RoundPlan, variant: int, chunks: list[Tensor]) -> list[Span]:
-        """Send the upload (in chunks) and receive what the round brings; the spans of both.
+        """Send the upload (in chunks) and receive what the round brings; the spans of both. `chunks` is used up: what
+        is on its way is in the object store, and need not be here too.
 
         Side by side: cut-through publishes the first chunks while the last ones are still on their way up.
         """
@@ -242,15 +243,16 @@ class Exchange:
         await self._outbox.room(plan.round, self._client)
         ready_s = time.time()
         # All at once, as the recurrence has it: on a half-duplex line no download may come between the chunks.
-        passes = [self._up.take(ready_s, self._link.up_s(chunk.nbytes)) for chunk in chunks]
+        num_bytes = [chunk.nbytes for chunk in chunks]
+        passes = [self._up.take(ready_s, self._link.up_s(each)) for each in num_bytes]
         sends = []
-        for index, chunk in enumerate(chunks):
-            reference = ray.put(as_payload(chunk))  # before the wait: the copy hides behind the link
-            await _until(passes[index][1])
+        for index, (_, end_s) in enumerate(passes):
+            reference = ray.put(as_payload(chunks.pop(0)))  # before the wait: the copy hides behind the link
+            await _until(end_s)
             sent = Sent(plan.round, plan.block, self._client, index)
             sends.append(asyncio.create_task(self._deliver(sent, reference)))
         await asyncio.gather(*sends)
-        return self._span("upload", plan, passes[0][0], sum(chunk.nbytes for chunk in chunks))
+        return self._span("upload", plan, passes[0][0], sum(num_bytes))
 
     async def _deliver(self, sent: Sent, reference: ray.ObjectRef) -> None:
         await asyncio.sleep(self._link.latency_s)

@@ -40,6 +40,7 @@ class ServerActor:
         self._num_workers = num_workers
         self._wire, self._upload_wire = Wire.of(config.network), Wire.of_uploads(config)
         self._thread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(config.workers.threads,))
+        self._publisher = ThreadPoolExecutor(1)  # copies a chunk into the object store while the next is made
         self._setup = setup
         self._in_flight = InFlight(config.clients.max_in_flight)
         self._published: dict[tuple[int, int], Stream[Chunk]] = {}  # (round, variant) → its chunks
@@ -228,22 +229,29 @@ class ServerActor:
     ) -> None:
         """In the thread, where all the work of `round` is done: hand what is made to the loop, each at once."""
         start_s = time.perf_counter()
+        puts = []
         for made in made_public:
             if isinstance(made, Dropped):
                 loop.call_soon_threadsafe(self._refused, made)
             elif isinstance(made, Publication):
-                stream = self._published[made.round, made.variant]
                 self._ranks[made.round, made.variant] = made.ranks
-                chunk = Chunk(made.chunk, ray.put(as_payload(made.values)))
-                loop.call_soon_threadsafe(stream.put, chunk, made.is_last)
+                puts.append(self._publisher.submit(self._publish, made, loop))
             else:
+                for put in puts:
+                    put.result()  # a commit is told after what it made public
                 server_s = self._server_s.pop(made.plan.round, 0.0) + time.perf_counter() - start_s
                 write_uploads(self._run_folder, made.plan.round, made.uploads)
                 loop.call_soon_threadsafe(self._commit, committed_event(made, time.time(), server_s))
                 if self._setup.config.evaluation.is_due(made.plan.round):  # now: the next chunk may change the model
                     self._keep_snapshot(made.plan.round, loop)
                 start_s = time.perf_counter()
+        for put in puts:
+            put.result()  # raises what went wrong there
         self._server_s[round] += time.perf_counter() - start_s
+
+    def _publish(self, made: Publication, loop: asyncio.AbstractEventLoop) -> None:
+        chunk = Chunk(made.chunk, ray.put(as_payload(made.values)))
+        loop.call_soon_threadsafe(self._published[made.round, made.variant].put, chunk, made.is_last)
 
     def _keep_snapshot(self, round: int, loop: asyncio.AbstractEventLoop) -> None:
         """In the thread: one copy, from the model into the object store."""

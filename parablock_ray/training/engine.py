@@ -36,8 +36,9 @@ class Engine(Protocol):
         """One optimizer step; returns the batch's loss (mean over answer tokens) before it."""
         ...
 
-    def end(self) -> Tensor:
-        """The trained block, flat, in fp32 (the masters' values where the model is narrower); frees the state."""
+    def end(self) -> Sequence[Tensor]:
+        """The trained block, a tensor for each parameter: fp32 masters where the model is narrower, else the parameters
+        themselves, which hold it until somebody writes into them. Frees the optimizer's state."""
         ...
 
 
@@ -59,8 +60,8 @@ class TorchEngine:
         self._optimizer.step()
         return float(loss.detach())
 
-    def end(self) -> Tensor:
-        return trained_values(self._optimizer)
+    def end(self) -> Sequence[Tensor]:
+        return self._optimizer.release()
 
 
 class DeepSpeedEngine:
@@ -101,8 +102,8 @@ class DeepSpeedEngine:
         self._engine.zero_grad()
         return float(loss.detach())
 
-    def end(self) -> Tensor:
-        return trained_values(self._optimizer)
+    def end(self) -> Sequence[Tensor]:
+        return self._optimizer.release()
 
 
 EngineMaker = Callable[[nn.Module, Config], Engine]
@@ -124,13 +125,6 @@ def only_train(model: nn.Module, parameters: Sequence[Parameter]) -> None:
         parameter.grad = None
     for parameter in parameters:
         parameter.requires_grad_(True)
-
-
-def trained_values(optimizer: BlockOptimizer) -> Tensor:
-    """The optimizer's masters as one flat fp32 vector; the visit is over."""
-    values = torch.cat([master.detach().reshape(-1) for master in optimizer.masters])
-    optimizer.release()
-    return values
 
 
 def start_deepspeed(device: torch.device) -> Any:

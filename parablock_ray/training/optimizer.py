@@ -42,9 +42,12 @@ class BlockOptimizer(torch.optim.Optimizer):
         self._anchors = [each.detach().clone() for each in self.masters] if self._settings.prox_mu > 0 else []
         self._inner = _inner_optimizer(self._settings, self.masters, lr)
 
-    def release(self) -> None:
-        """Free masters, anchors and moments; the parameters keep their values."""
-        self.masters, self._anchors, self._inner = [], [], None
+    def release(self) -> list[Tensor]:
+        """Hand out the masters; free gradients, anchors and moments."""
+        masters, self.masters, self._anchors, self._inner = self.masters, [], [], None
+        for parameter in self.param_groups[0]["params"]:
+            parameter.grad = None
+        return [master.detach() for master in masters]
 
     def step(self, closure: Callable[[], float] | None = None) -> Any:
         """One step of every master that has a gradient; narrower parameters take the rounded result."""

@@ -95,8 +95,10 @@ def run_lora_toy(toy: LoraToy) -> LoraHistory:
             blocks = [history.targets[plan.block]] if toy.method.num_blocks > 1 else history.targets
             moves = [target in blocks for target in history.targets]
             trained = _train(toy, visit.client, start, moves, plan.lr)
-            assert len(trained) == sum(factor.numel() for factor in factors)
-            history.uploads[round, visit.client] = replica.finish(trained)
+            sizes = [factor.numel() for factor in factors]
+            history.uploads[round, visit.client] = replica.finish(
+                [part.view_as(factor) for part, factor in zip(trained.split(sizes), factors, strict=True)]
+            )
             replica.remember(plan, visit, history.uploads[round, visit.client])
             for name, value in before.items():
                 assert torch.equal(live.parameters[f"{name}.weight"], value), "a visit must leave the weights alone"

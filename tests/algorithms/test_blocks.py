@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parablock_ray.algorithms.blocks import add_from, flatten, make_layout, unflatten_into, write_chunks
+from parablock_ray.algorithms.blocks import add_from, difference, flatten, make_layout, unflatten_into, write_chunks
 from parablock_ray.errors import UserError
 
 
@@ -87,3 +87,18 @@ def test_chunk_by_chunk_is_as_at_once(edges):
     write_chunks([values[:28]], columns)
     assert torch.equal(flatten(columns, torch.float32), values[:28])
     assert torch.equal(add_from(0, values[:28].clone(), columns), values[:28] * 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("are_live", [True, False])
+def test_difference_and_the_start_restored(dtype, are_live):
+    """Tensors of several pieces, of less than one, of other strides; trained in place, or beside the live ones."""
+    live = [torch.randn(300, 1000), torch.randn(3), torch.randn(5, 8)[:, 2:5]]
+    start = torch.randn(300_018)
+    trained = live if are_live else [torch.randn(each.shape) for each in live]
+    expected = (flatten(trained, torch.float32) - start).to(dtype)
+    before = [each.clone() for each in live]
+    assert torch.equal(difference(trained, start, dtype, restore=None), expected)
+    assert all(torch.equal(*pair) for pair in zip(live, before, strict=True))
+    assert torch.equal(difference(trained, start, dtype, restore=live), expected)
+    assert torch.equal(flatten(live, torch.float32), start)

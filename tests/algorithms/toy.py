@@ -145,8 +145,8 @@ def _visit(
     return delta
 
 
-def _train(toy: Toy, client: int, live: dict[str, Tensor], names: Sequence[str], plan: RoundPlan) -> Tensor:
-    """K gradient steps on the named parameters, on a wide master as the engine does; returns it, flat."""
+def _train(toy: Toy, client: int, live: dict[str, Tensor], names: Sequence[str], plan: RoundPlan) -> list[Tensor]:
+    """K gradient steps on the named parameters, on a wide master as the engine does; returns them."""
     wide = torch.promote_types(toy.model_dtype, torch.float32)
     everything = _all(live).to(wide)
     order = list(live)
@@ -156,7 +156,7 @@ def _train(toy: Toy, client: int, live: dict[str, Tensor], names: Sequence[str],
         for name in names:
             part = slice(offsets[name], offsets[name] + 6)
             everything[part] -= plan.lr * gradient[part]
-    return torch.cat([everything[offsets[name] : offsets[name] + 6] for name in names])
+    return [everything[offsets[name] : offsets[name] + 6].view_as(live[name]) for name in names]
 
 
 @cache

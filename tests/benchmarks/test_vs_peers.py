@@ -2,7 +2,9 @@
 
 import importlib
 import json
+import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 
@@ -91,3 +93,15 @@ def test_both_sides_get_the_same_batches(vs_peers, tmp_path):
     assert all(len(batch["labels"]) == 4 and num_examples >= 4 for batch, num_examples in batches)
     config = vs_peers.config_of(folder, "torch")
     assert (config.clients.per_round, config.method.rounds, config.method.lr) == (10, 3, 1e-3)
+
+
+def test_peak_memory_is_that_of_a_process_and_its_children(vs_peers, monkeypatch):
+    monkeypatch.setattr(vs_peers, "shared_bytes", lambda: 0)  # other processes' object stores come and go
+    hold = "import subprocess, sys; held = bytearray(80_000_000); {}; sys.stdin.read()"
+    child = f"subprocess.Popen([sys.executable, '-c', {hold.format('pass')!r}])"
+    with subprocess.Popen([sys.executable, "-c", hold.format(child)], stdin=subprocess.PIPE) as parent:
+        peak = vs_peers.PeakMemory(parent.pid)
+        while peak._peak < 160_000_000:
+            time.sleep(0.05)
+        parent.stdin.close()  # both end
+    assert peak.stop() < 260_000_000, "of mapped files those of one process"

@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import time
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -51,7 +52,7 @@ async def upload_and_download(duplex: str, server: Server) -> tuple[Span, Span]:
     """An upload, and a download of an earlier round that is published meanwhile."""
     link = Link(0.8, 0.8, latency_s=0.0, half_duplex=duplex == "half")
     exchange = Exchange(0, 0, link, "duplex", Outbox(server, is_limited=False), Inbox())
-    upload = asyncio.create_task(exchange._upload(PLAN, CHUNKS))
+    upload = asyncio.create_task(exchange._upload(PLAN, list(CHUNKS)))
     download = await exchange._download(PLAN, variant=0)
     return await upload, download
 
@@ -68,6 +69,25 @@ def test_a_half_duplex_line_carries_one_transfer_at_a_time(monkeypatch: pytest.M
     else:  # it waits for all of the upload, which was ready first, not for one chunk
         assert download.start_s == pytest.approx(upload_ends_s, abs=1e-6)
     assert (upload.num_bytes, download.num_bytes) == (20_000, 20_000)
+
+
+def test_what_is_in_the_object_store_is_let_go_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange_module.ray, "put", lambda payload: payload.copy())
+    memory = np.zeros(5000, np.float32)
+    kept, chunks = weakref.ref(memory), list(torch.from_numpy(memory).split(2500))
+    del memory
+    alive: list[bool] = []
+
+    class Watching(Server):
+        async def _receive_all(self, sent: list[Sent], *payloads: np.ndarray) -> None:
+            alive.extend(kept() is not None for _ in sent)
+
+    async def upload() -> None:
+        link = Link(0.8, 0.8, latency_s=0.1, half_duplex=False)
+        await Exchange(0, 0, link, "duplex", Outbox(Watching(), is_limited=False), Inbox())._upload(PLAN, chunks)
+
+    asyncio.run(upload())
+    assert alive == [False, False], "both are put before the first is delivered"
 
 
 class PublishedAtOnce:

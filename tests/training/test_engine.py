@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from parablock_ray.algorithms.blocks import flatten
 from parablock_ray.algorithms.rng import generator
 from parablock_ray.training.engine import DeepSpeedEngine, TorchEngine
 from parablock_ray.training.loss import IGNORED, answer_loss, answer_nll
@@ -42,10 +43,10 @@ def visits(model, engine, layers=(1, 0, 1), lr=1e-2, num_steps=3) -> torch.nn.Mo
         for step in range(num_steps):
             engine.step(random_batch(visit * num_steps + step))
         trained = engine.end()
-        assert trained.dtype == torch.float32
-        torch.testing.assert_close(
-            trained.to(parameters[0].dtype), torch.cat([p.detach().flatten() for p in parameters])
-        )
+        assert all(each.dtype == torch.float32 for each in trained)
+        for each, parameter in zip(trained, parameters, strict=True):
+            torch.testing.assert_close(each.to(parameter.dtype), parameter.detach())
+        assert all(p.grad is None for p in parameters), "gradients of a whole block would lie about"
     return model
 
 
@@ -118,7 +119,7 @@ def one_step(model, settings: LocalSettings, lr: float) -> Tensor:
     engine = TorchEngine(model, settings)
     engine.begin(block_of(model, 1), lr)
     engine.step(random_batch(0))
-    return engine.end()
+    return flatten(engine.end(), torch.float32)
 
 
 def test_sgd_weight_decay_clipping_and_prox(tiny):
@@ -147,7 +148,7 @@ def test_prox_pulls_towards_the_start_of_the_visit(tiny):
         engine.begin(block_of(model, 1), 0.5)
         for step in range(8):
             engine.step(random_batch(step))
-        return float((engine.end() - start).norm())
+        return float((flatten(engine.end(), torch.float32) - start).norm())
 
     assert distance(1.0) < 0.7 * distance(0.0)
 

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from parablock_ray.algorithms.blocks import flatten
 from parablock_ray.algorithms.methods import make_method
 from parablock_ray.config import load_config
 from parablock_ray.driver import prepare
@@ -34,7 +35,7 @@ def visit(model, engine, layer: int) -> torch.Tensor:
     engine.begin(block_of(model, layer), 1e-2)
     for step in range(3):
         engine.step(move(random_batch(step), torch.device("cuda")))
-    return engine.end()
+    return flatten(engine.end(), torch.float32)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

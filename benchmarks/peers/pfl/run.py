@@ -123,3 +123,4 @@ if __name__ == "__main__":
     ends_s = timed_rounds()
     if torch.distributed.get_rank() == 0:
         (FOLDER / "rounds.json").write_text(json.dumps(ends_s))
+    torch.distributed.destroy_process_group()  # else its threads may end the process with SIGABRT at the very end
