@@ -336,8 +336,9 @@ class PeakMemory:
     """The most that a process and its descendants hold together, seen twice a second: the anonymous memory of each,
     what lies in /dev/shm beyond what lay there before, and of mapped files the most that one of them holds.
 
-    From counters that the kernel keeps. Proportional sizes (PSS) would be exact, but the kernel walks all pages for
-    them, while a process that asks for memory waits: that took a core's second in every round of SmolLM2.
+    For a machine where nothing else uses /dev/shm meanwhile. From counters that the kernel keeps. Proportional sizes
+    (PSS) would be exact, but the kernel walks all pages for them, while a process that asks for memory waits: that took
+    a core's second in every round of SmolLM2.
     """
 
     def __init__(self, pid: int) -> None:

@@ -197,7 +197,7 @@ def test_memory_has_its_parts_by_name() -> None:
         "clean copies, fp32": 2 * BLOCK_BYTES,
         "gradients": BLOCK_BYTES,
         "Adam moments, fp32": 2 * BLOCK_BYTES,
-        "trained block, fp32": BLOCK_BYTES,
+        "start of a visit, fp32": BLOCK_BYTES,
         "deltas pending or under way": 4 * BLOCK_BYTES,  # of two clients and two rounds
     }
     assert server.parts_bytes == {

@@ -32,10 +32,10 @@ class RoundSum:
     """Σ w_i Δ_i of one round, folded in plan order whatever the order of arrival.
 
     `bounds` are the chunks of the block. With `by_chunk` a chunk is folded as soon as it is its client's turn
-    (cut-through); without, a client is folded only when all its chunks are there (store-and-forward), and what is left
-    to fold when nobody is missing is folded as the means are asked for: so the first is on its way before the last is
-    made. Both give the same bits. With it all chunks are kept to the end, since a client may be found out in the
-    middle.
+    (cut-through). All chunks are kept to the end then, since a client may be found out in the middle. Without, a client
+    is folded only when all its chunks are there (store-and-forward). Whoever is left when the last one comes is folded
+    as the means are asked for, or by `fold_all`: so the first chunk can be on its way before the last is made. All of
+    this gives the same bits.
 
     `clip`: Δ_i · min(1, clip / ‖Δ_i‖) in place of Δ_i (Sun et al., arXiv 1911.07963); whole clients only. The weights
     stay: they are the plan's, and no client has a say in its own. None: as it is.
@@ -59,7 +59,7 @@ class RoundSum:
         self._num_folded = [0] * len(bounds)
 
     def add(self, client: int, chunk: int, values: Tensor) -> None:
-        """Take chunk `chunk` of a client's delta (wire dtype) and fold whatever can now be folded."""
+        """Take chunk `chunk` of a client's delta (wire dtype)."""
         arrived = self._arrived[client]
         arrived[chunk] = values
         is_whole = len(arrived) == len(self.bounds)
@@ -71,7 +71,7 @@ class RoundSum:
             if self._clip is not None:
                 self._cut(arrived, self._clip)
             if self._missing:
-                self._fold_all()
+                self.fold_all()
 
     def drop(self, client: int) -> None:
         """This client is left out. Who came in behind it is folded; of what is in the sum already nothing can be taken
@@ -82,7 +82,7 @@ class RoundSum:
         if has_sent:
             assert self._by_chunk, "whole clients are judged before they come here"
             self._total, self._num_folded = None, [0] * len(self.bounds)
-        self._fold_all()
+        self.fold_all()
 
     def is_complete(self, chunk: int) -> bool:
         """Whether every client's part of this chunk is here: for its mean."""
@@ -99,11 +99,12 @@ class RoundSum:
 
     def total(self) -> Tensor:
         """Σ w_i Δ_i of a complete round; not to be changed."""
-        self._fold_all()
+        self.fold_all()
         assert self._total is not None
         return self._total
 
-    def _fold_all(self) -> None:
+    def fold_all(self) -> None:
+        """Fold whatever can be folded now, and let go of it."""
         for chunk in range(len(self.bounds)):
             self._fold(chunk)
 

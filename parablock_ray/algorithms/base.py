@@ -249,8 +249,9 @@ class Replica(Protocol):
         ...
 
     def finish(self, trained: Sequence[Tensor]) -> Tensor:
-        """The upload (flat, wire dtype, CPU) of the visit under way, whose parameters are now `trained`: themselves, or
-        in fp32. The model is undressed again. What is sent must then be told to `remember`."""
+        """The upload (flat, wire dtype, CPU) of the visit under way, whose parameters are now `trained`: themselves,
+        which take their committed values again, or in fp32. The model is undressed. What is sent must then be told to
+        `remember`."""
         ...
 
     def undress(self) -> None:

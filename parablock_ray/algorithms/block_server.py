@@ -93,6 +93,8 @@ class BlockServer:
         total = self._open[round].total
         assert not isinstance(total, GivenSum)
         total.add(client, chunk, values)
+        if round != self.num_committed and isinstance(total, RoundSum):
+            total.fold_all()  # its turn is to come: its memory need not wait for that
         return self._made_public()
 
     def receive_sum(

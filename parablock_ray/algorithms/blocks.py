@@ -129,21 +129,23 @@ def difference(
     with torch.no_grad():
         for tensor, back in zip(tensors, tensors if restore is None else restore, strict=True):
             place = slice(offset, offset + tensor.numel())
-            for its, old, out, again in _pieces(tensor, start[place], made[place], back):
-                torch.sub(its, old, out=out)
+            for now, before, moved, restored in _pieces(tensor, start[place], made[place], back):
+                torch.sub(now, before, out=moved)
                 if restore is not None:
-                    again.copy_(old)
+                    restored.copy_(before)
             offset += tensor.numel()
     assert offset == start.numel()
     return made
 
 
-def _pieces(tensor: Tensor, old: Tensor, out: Tensor, back: Tensor) -> Iterable[tuple[Tensor, Tensor, Tensor, Tensor]]:
+def _pieces(
+    tensor: Tensor, before: Tensor, moved: Tensor, back: Tensor
+) -> Iterable[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """The same parts of all four, as large as a cache holds; of a GPU, where a call costs more, and of other strides
     all in one."""
     if tensor.device.type == "cpu" and tensor.is_contiguous() and back.is_contiguous():
-        return zip(*(each.view(-1).split(_PIECE) for each in (tensor, old, out, back)), strict=True)
-    return [(tensor, old.view_as(tensor), out.view_as(tensor), back)]
+        return zip(*(each.view(-1).split(_PIECE) for each in (tensor, before, moved, back)), strict=True)
+    return [(tensor, before.view_as(tensor), moved.view_as(tensor), back)]
 
 
 def _parts(start: int, num: int, tensors: Iterable[Tensor]) -> Iterator[tuple[Tensor, slice]]:

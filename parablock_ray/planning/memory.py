@@ -52,10 +52,16 @@ def _worker_bytes(scenario: Scenario) -> dict[str, int]:
         "gradients": sizes[0] * max(trained_dtype.itemsize, FP32_BYTES),
         "Adam moments, fp32": 2 * sizes[0] * FP32_BYTES if method.local_optimizer == "adamw" else 0,
         "FedProx anchors, fp32": sizes[0] * FP32_BYTES if method.prox_mu > 0 else 0,
-        "trained block, fp32": sizes[0] * FP32_BYTES,
+        "start of a visit, fp32": sizes[0] * FP32_BYTES if _keeps_start(scenario, is_narrow) else 0,
         "deltas pending or under way": _pending_bytes(scenario),
     }
     return {name: num_bytes for name, num_bytes in parts.items() if num_bytes}
+
+
+def _keeps_start(scenario: Scenario, is_narrow: bool) -> bool:
+    """Whether what a visit starts from is held beside the clean copies: rounded, or with a pending delta in it."""
+    method = scenario.config.method
+    return not isinstance(method, CollectingMethod) and (is_narrow or method.staleness > 0)
 
 
 def _adapter_params(scenario: Scenario) -> int:

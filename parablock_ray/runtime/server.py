@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,8 @@ T = TypeVar("T")
 
 
 class ServerActor:
-    """Sums, steps, commits, publishes. Arithmetic runs in one thread of its own, messages on the event loop."""
+    """Sums, steps, commits, publishes. Arithmetic runs in one thread of its own, a second one copies what it makes into
+    the object store, and messages are on the event loop."""
 
     def __init__(self, setup: RunSetup, num_workers: int, run_folder: str) -> None:
         config = setup.config
@@ -40,7 +41,8 @@ class ServerActor:
         self._num_workers = num_workers
         self._wire, self._upload_wire = Wire.of(config.network), Wire.of_uploads(config)
         self._thread = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(config.workers.threads,))
-        self._publisher = ThreadPoolExecutor(1)  # copies a chunk into the object store while the next is made
+        self._publisher = ThreadPoolExecutor(1)
+        self._publishing: Future[None] | None = None  # the last chunk that it was given
         self._setup = setup
         self._in_flight = InFlight(config.clients.max_in_flight)
         self._published: dict[tuple[int, int], Stream[Chunk]] = {}  # (round, variant) → its chunks
@@ -227,27 +229,31 @@ class ServerActor:
     def _make_public(
         self, round: int, made_public: Iterator[Publication | Commit | Dropped], loop: asyncio.AbstractEventLoop
     ) -> None:
-        """In the thread, where all the work of `round` is done: hand what is made to the loop, each at once."""
+        """In the thread, where all the work of `round` is done: hand what is made to the loop, a chunk while the next
+        is made. Answers when all of it is there."""
         start_s = time.perf_counter()
-        puts = []
         for made in made_public:
             if isinstance(made, Dropped):
                 loop.call_soon_threadsafe(self._refused, made)
             elif isinstance(made, Publication):
+                self._until_published()
                 self._ranks[made.round, made.variant] = made.ranks
-                puts.append(self._publisher.submit(self._publish, made, loop))
+                self._publishing = self._publisher.submit(self._publish, made, loop)
             else:
-                for put in puts:
-                    put.result()  # a commit is told after what it made public
+                self._until_published()  # a commit is told after what it made public
                 server_s = self._server_s.pop(made.plan.round, 0.0) + time.perf_counter() - start_s
                 write_uploads(self._run_folder, made.plan.round, made.uploads)
                 loop.call_soon_threadsafe(self._commit, committed_event(made, time.time(), server_s))
                 if self._setup.config.evaluation.is_due(made.plan.round):  # now: the next chunk may change the model
                     self._keep_snapshot(made.plan.round, loop)
                 start_s = time.perf_counter()
-        for put in puts:
-            put.result()  # raises what went wrong there
+        self._until_published()
         self._server_s[round] += time.perf_counter() - start_s
+
+    def _until_published(self) -> None:
+        """One chunk at a time is on its way into the store; after one that did not get there this raises, always."""
+        if self._publishing is not None:
+            self._publishing.result()
 
     def _publish(self, made: Publication, loop: asyncio.AbstractEventLoop) -> None:
         chunk = Chunk(made.chunk, ray.put(as_payload(made.values)))

@@ -38,7 +38,7 @@ class Engine(Protocol):
 
     def end(self) -> Sequence[Tensor]:
         """The trained block, a tensor for each parameter: fp32 masters where the model is narrower, else the parameters
-        themselves, which hold it until somebody writes into them. Frees the optimizer's state."""
+        themselves, to be read before anybody writes into them. Frees gradients and the optimizer's state."""
         ...
 
 

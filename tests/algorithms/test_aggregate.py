@@ -3,6 +3,7 @@
 import itertools
 import random
 import weakref
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -59,14 +60,22 @@ def test_what_is_folded_is_let_go_once_its_client_is_whole():
     def first_chunk(by_chunk: bool) -> bool:
         return gone(RoundSum(plan_of([1, 1]), [(0, 2), (2, 4)], torch.float32, by_chunk, clip=None))
 
-    def gone(total: RoundSum) -> bool:
+    def gone(total: RoundSum, then: Callable[[RoundSum], object] = lambda total: None) -> bool:
         values = torch.ones(2)
         memory = weakref.ref(values.untyped_storage())
         total.add(0, 0, values)
         del values
+        then(total)
         return memory() is None
 
+    def last_client(then: Callable[[RoundSum], object]) -> bool:
+        total = RoundSum(plan_of([1, 1]), [(0, 2)], torch.float32, by_chunk=False, clip=None)
+        total.add(1, 0, torch.ones(2))
+        return gone(total, then)
+
     assert whole_client()
+    assert last_client(lambda total: total.mean(0))
+    assert last_client(lambda total: total.fold_all())  # of a round whose turn is to come
     assert not first_chunk(by_chunk=False)  # it waits for the others
     assert not first_chunk(by_chunk=True)  # its client may be found out yet
 
