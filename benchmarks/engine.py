@@ -35,6 +35,7 @@ from parablock_ray.training.engine import DeepSpeedEngine, Engine, TorchEngine
 from parablock_ray.training.model import cast_parameters, load_model
 from parablock_ray.training.optimizer import LocalSettings
 
+BLOCKS = ("lowest", "middle", "highest")
 GOAL = 0.97
 LR = 1e-5
 SETTINGS = LocalSettings("adamw", weight_decay=0.0, max_grad_norm=None, prox_mu=0.0)
@@ -82,6 +83,7 @@ def arguments() -> argparse.Namespace:
     options = parser("A local step on a block beside a plain loop, full fine-tuning, and Trainer with PEFT.")
     options.add_argument("--model", default="smollm2-135m-instruct", help="as in model.name")
     options.add_argument("--num-blocks", type=int, default=10, help="D")
+    options.add_argument("--blocks", nargs="+", choices=BLOCKS, default=list(BLOCKS), metavar="WHERE")
     options.add_argument("--batch", type=int, nargs=2, default=[4, 128], metavar=("ROWS", "TOKENS"))
     options.add_argument("--engine", choices=["deepspeed", "torch"], default="deepspeed")
     options.add_argument("--turns", type=int, default=5)
@@ -94,7 +96,7 @@ def figures(options: argparse.Namespace) -> Iterator[Row]:
     model.train()
     batch = batch_of(options.batch, model.config.vocab_size)
     peft_s, peft_bytes = peft_steps(options, batch)  # before DeepSpeed, whose process group it would join
-    blocks = blocks_of(model, options.num_blocks)
+    blocks = blocks_of(model, options.num_blocks, options.blocks)
     engines: dict[str, Engine] = {
         "deepspeed": DeepSpeedEngine(model, SETTINGS, {}),
         "torch": TorchEngine(model, SETTINGS),
@@ -133,7 +135,7 @@ def figures(options: argparse.Namespace) -> Iterator[Row]:
     yield Row("engine/speed_vs_plain", worst.value, "x", GOAL, spread=worst.spread)
     del engines, plain
     cast_parameters(model, torch.bfloat16)
-    yield from memory_vs_rule(model, options.num_blocks)
+    yield from memory_vs_rule(model, blocks)
 
 
 def batch_of(shape: Sequence[int], vocab_size: int) -> dict[str, Tensor]:
@@ -141,12 +143,12 @@ def batch_of(shape: Sequence[int], vocab_size: int) -> dict[str, Tensor]:
     return {"input_ids": tokens, "labels": tokens.clone(), "attention_mask": torch.ones_like(tokens)}
 
 
-def blocks_of(model: PreTrainedModel, num_blocks: int) -> dict[str, list[Parameter]]:
-    """The lowest, the middle and the highest."""
+def blocks_of(model: PreTrainedModel, num_blocks: int, chosen: Sequence[str]) -> dict[str, list[Parameter]]:
+    """Those that are chosen of the lowest, the middle and the highest."""
     named = dict(model.named_parameters())
     layout = make_layout(named, num_blocks, "layers")
     places = {"lowest": 0, "middle": num_blocks // 2, "highest": num_blocks - 1}
-    return {where: [named[name] for name in layout.blocks[place].names] for where, place in places.items()}
+    return {where: [named[name] for name in layout.blocks[places[where]].names] for where in chosen}
 
 
 def check_same(engines: Mapping[str, Engine], plain: PlainLoop, parameters: list[Parameter], batch: Batch) -> None:
@@ -208,12 +210,12 @@ def peak_bytes(loop: Loop, parameters: list[Parameter], batch: Batch) -> int:
     return memory.peak_bytes
 
 
-def memory_vs_rule(model: PreTrainedModel, num_blocks: int) -> Iterator[Row]:
+def memory_vs_rule(model: PreTrainedModel, blocks: Mapping[str, list[Parameter]]) -> Iterator[Row]:
     """A bf16 model, whose block has fp32 masters."""
     batch = batch_of(RULE_TOKENS, model.config.vocab_size)
     engine = TorchEngine(model, SETTINGS)
     model_bytes = sum(parameter.nbytes for parameter in model.parameters())
-    for where, parameters in blocks_of(model, num_blocks).items():
+    for where, parameters in blocks.items():
         with TensorMemory() as memory:
             engine.begin(parameters, LR)
             engine.step(batch)
