@@ -110,14 +110,14 @@ class RoundSum:
 
     def _fold(self, chunk: int) -> None:
         if self._total is None:
-            self._total = torch.zeros(self.bounds[-1][1], dtype=self._dtype)
+            self._total = torch.empty(self.bounds[-1][1], dtype=self._dtype)
         start, end = self.bounds[chunk]
         while self._num_folded[chunk] < len(self._order):
             client, weight = self._order[self._num_folded[chunk]]
             arrived = self._arrived[client]
             if chunk not in arrived or not (self._by_chunk or self._is_whole(client)):
                 return
-            _add_weighted(self._total[start:end], arrived[chunk], weight)
+            _add_weighted(self._total[start:end], arrived[chunk], weight, is_first=self._num_folded[chunk] == 0)
             if not self._by_chunk:
                 arrived[chunk] = _FOLDED  # keeps the mark, and lets go of the memory, which may be the object store's
             self._num_folded[chunk] += 1
@@ -133,13 +133,19 @@ class RoundSum:
         return len(self._arrived[client]) == len(self.bounds)
 
 
-def _add_weighted(total: Tensor, values: Tensor, weight: int) -> None:
-    """total += values · weight, both 1-D; a product of the whole length would pass the memory thrice."""
+def _add_weighted(total: Tensor, values: Tensor, weight: int, is_first: bool) -> None:
+    """total += values · weight, both 1-D; a product of the whole length would pass the memory thrice.
+
+    `is_first`: whatever `total` holds counts as zeros; to write them would be one more pass.
+    """
     product, factor = torch.empty(min(_PIECE, len(total)), dtype=total.dtype), torch.tensor(weight, dtype=total.dtype)
     for part, its in zip(total.split(_PIECE), values.split(_PIECE), strict=True):
         scaled = product[: len(part)]
         wide = its if its.dtype == total.dtype else scaled.copy_(its)
-        part += torch.mul(wide, factor, out=scaled)
+        if is_first:
+            torch.mul(wide, factor, out=part).add_(0.0)  # of -0.0 that makes 0.0, as zeros would
+        else:
+            part += torch.mul(wide, factor, out=scaled)
 
 
 class GivenSum:

@@ -53,6 +53,13 @@ def test_a_long_vector_is_summed_to_the_bits_of_the_plain_expression(dtype):
     assert torch.equal(total.mean(0), expected / 10)
 
 
+def test_what_is_first_is_added_to_zeros():
+    total = RoundSum(plan_of([2, 1]), [(0, 3)], torch.float32, by_chunk=False, clip=None)
+    total.add(0, 0, torch.tensor([-0.0, 0.0, 1.0]))
+    total.add(1, 0, torch.tensor([-0.0, -0.0, 1.0]))
+    assert not total.total().signbit().any(), "0.0 + -0.0 is 0.0"
+
+
 def test_what_is_folded_is_let_go_once_its_client_is_whole():
     def whole_client() -> bool:
         return gone(RoundSum(plan_of([1, 1]), [(0, 2)], torch.float32, by_chunk=False, clip=None))
