@@ -53,7 +53,7 @@ cluster-demo: $(DEMO) ## Submit jobs to a local cluster with a token: a run, one
 chaos: $(DEV) ## Kill processes of running runs, and see where those end: KILLS=50 takes about an hour.
 	$(ON_CPU) $(BIN)/python benchmarks/chaos.py --kills $(KILLS)
 
-bench: $(DEV) $(PEERS) ## Measure everything of docs/performance.md, beside the peers: under 30 minutes on 2 cores.
+bench: $(DEV) $(PEERS) ## Measure everything of docs/performance.md, beside the peers: half an hour on 2 cores.
 	$(ON_CPU) $(BIN)/python benchmarks/suite.py --out runs/bench.json $(ARGS)
 
 bench-check: $(DEV) ## Measure again, and fail where a ratio of benchmarks/expected.json is clearly lost.

@@ -1,4 +1,4 @@
-"""All benchmarks of performance, one after the other: `make bench`, in under 30 minutes on 2 cores.
+"""All benchmarks of performance, one after the other: `make bench`, in about half an hour on 2 cores.
 
     python benchmarks/suite.py --out runs/bench.json
     python benchmarks/suite.py --check benchmarks/expected.json      # make bench-check
