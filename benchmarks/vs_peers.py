@@ -361,8 +361,8 @@ class PeakMemory:
             except psutil.NoSuchProcess:
                 return
             held = [resident_bytes(each.pid) for each in family]
-            anonymous, of_files = (sum(each[0] for each in held), max(each[1] for each in held))
-            self._peak = max(self._peak, anonymous + of_files + shared_bytes() - self._shared_before)
+            own = sum(anonymous for anonymous, _ in held) + max(of_files for _, of_files in held)
+            self._peak = max(self._peak, own + shared_bytes() - self._shared_before)
 
 
 def resident_bytes(pid: int) -> tuple[int, int]:

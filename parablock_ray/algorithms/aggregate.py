@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from parablock_ray.algorithms.base import RoundPlan
+from parablock_ray.algorithms.blocks import PIECE
 from parablock_ray.config.training import ServerAdagrad, ServerAdaptive, ServerMomentum, ServerOptimizer
 
 _FOLDED = torch.empty(0)
-_PIECE = 1 << 17  # elements folded at once: their product with the weight does not leave the cache
 
 
 def l2_norm(chunks: Iterable[Tensor]) -> float:
@@ -25,7 +25,7 @@ def l2_norm(chunks: Iterable[Tensor]) -> float:
 
 def squared_norm(values: Tensor, dtype: torch.dtype) -> float:
     """Σ x² of a vector, in `dtype` piece by piece, as large as a cache holds; the pieces' sums are added exactly."""
-    return math.fsum(float(part.to(dtype).square().sum()) for part in values.split(_PIECE))
+    return math.fsum(float(part.to(dtype).square().sum()) for part in values.split(PIECE))
 
 
 class RoundSum:
@@ -34,7 +34,7 @@ class RoundSum:
     `bounds` are the chunks of the block. With `by_chunk` a chunk is folded as soon as it is its client's turn
     (cut-through). All chunks are kept to the end then, since a client may be found out in the middle. Without, a client
     is folded only when all its chunks are there (store-and-forward). Whoever is left when the last one comes is folded
-    as the means are asked for, or by `fold_all`: so the first chunk can be on its way before the last is made. All of
+    as the means are asked for, or by `fold_rest`: so the first chunk can be on its way before the last is made. All of
     this gives the same bits.
 
     `clip`: Δ_i · min(1, clip / ‖Δ_i‖) in place of Δ_i (Sun et al., arXiv 1911.07963); whole clients only. The weights
@@ -71,7 +71,7 @@ class RoundSum:
             if self._clip is not None:
                 self._cut(arrived, self._clip)
             if self._missing:
-                self.fold_all()
+                self._fold_all()
 
     def drop(self, client: int) -> None:
         """This client is left out. Who came in behind it is folded; of what is in the sum already nothing can be taken
@@ -82,7 +82,7 @@ class RoundSum:
         if has_sent:
             assert self._by_chunk, "whole clients are judged before they come here"
             self._total, self._num_folded = None, [0] * len(self.bounds)
-        self.fold_all()
+        self._fold_all()
 
     def is_complete(self, chunk: int) -> bool:
         """Whether every client's part of this chunk is here: for its mean."""
@@ -99,12 +99,16 @@ class RoundSum:
 
     def total(self) -> Tensor:
         """Σ w_i Δ_i of a complete round; not to be changed."""
-        self.fold_all()
+        self._fold_all()
         assert self._total is not None
         return self._total
 
-    def fold_all(self) -> None:
-        """Fold whatever can be folded now, and let go of it."""
+    def fold_rest(self) -> None:
+        """Once nobody is missing: fold whoever is left now, and not with the means."""
+        if not self._missing:
+            self._fold_all()
+
+    def _fold_all(self) -> None:
         for chunk in range(len(self.bounds)):
             self._fold(chunk)
 
@@ -138,8 +142,8 @@ def _add_weighted(total: Tensor, values: Tensor, weight: int, is_first: bool) ->
 
     `is_first`: whatever `total` holds counts as zeros; to write them would be one more pass.
     """
-    product, factor = torch.empty(min(_PIECE, len(total)), dtype=total.dtype), torch.tensor(weight, dtype=total.dtype)
-    for part, its in zip(total.split(_PIECE), values.split(_PIECE), strict=True):
+    product, factor = torch.empty(min(PIECE, len(total)), dtype=total.dtype), torch.tensor(weight, dtype=total.dtype)
+    for part, its in zip(total.split(PIECE), values.split(PIECE), strict=True):
         scaled = product[: len(part)]
         wide = its if its.dtype == total.dtype else scaled.copy_(its)
         if is_first:

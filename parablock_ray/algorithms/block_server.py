@@ -94,7 +94,7 @@ class BlockServer:
         assert not isinstance(total, GivenSum)
         total.add(client, chunk, values)
         if round != self.num_committed and isinstance(total, RoundSum):
-            total.fold_all()  # its turn is to come: its memory need not wait for that
+            total.fold_rest()  # its turn is to come: its memory need not wait for that
         return self._made_public()
 
     def receive_sum(

@@ -11,7 +11,7 @@ from parablock_ray.errors import UserError
 
 # `layers.1.` is not `layers.10.`: the number stands between dots. `h` and `blocks` are GPT-2's and MPT's names.
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
-_PIECE = 1 << 17  # elements
+PIECE = 1 << 17  # elements that are worked on at once, so that what is made of them does not leave the cache
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def _pieces(
     """The same parts of all four, as large as a cache holds; of a GPU, where a call costs more, and of other strides
     all in one."""
     if tensor.device.type == "cpu" and tensor.is_contiguous() and back.is_contiguous():
-        return zip(*(each.view(-1).split(_PIECE) for each in (tensor, before, moved, back)), strict=True)
+        return zip(*(each.view(-1).split(PIECE) for each in (tensor, before, moved, back)), strict=True)
     return [(tensor, before.view_as(tensor), moved.view_as(tensor), back)]
 
 

@@ -55,7 +55,7 @@ class NoisedSum:
         if self._rule.count_noise is not None:
             self._squares[client] = self._squares.get(client, 0.0) + l2_norm([values]) ** 2
         self._sum.add(client, chunk, values)
-        self._sum.fold_all()  # the noise wants the whole sum: nothing is gained by waiting
+        self._sum.fold_rest()  # the noise wants the whole sum: nothing is gained by waiting
 
     def take(self, given: GivenSum) -> None:
         """In place of all clients' deltas: their sum, unmasked."""

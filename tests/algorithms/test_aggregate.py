@@ -82,7 +82,7 @@ def test_what_is_folded_is_let_go_once_its_client_is_whole():
 
     assert whole_client()
     assert last_client(lambda total: total.mean(0))
-    assert last_client(lambda total: total.fold_all())  # of a round whose turn is to come
+    assert last_client(lambda total: total.fold_rest())  # of a round whose turn is to come
     assert not first_chunk(by_chunk=False)  # it waits for the others
     assert not first_chunk(by_chunk=True)  # its client may be found out yet
 

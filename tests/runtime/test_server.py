@@ -37,10 +37,10 @@ def round_of(made: list[int]) -> Iterator[Publication | Commit]:
     yield Commit(PLAN, 1.0)
 
 
-async def published(server: ServerActor, made: list[int]) -> None:
+async def publish(server: ServerActor, made: Iterator[Publication | Commit]) -> None:
     """As `receive` does; what is handed to the loop is there afterwards."""
     try:
-        await server._run(partial(server._make_public, 0, round_of(made), asyncio.get_running_loop()))
+        await server._run(partial(server._make_public, 0, made, asyncio.get_running_loop()))
     finally:
         await asyncio.sleep(0)
 
@@ -63,18 +63,12 @@ def test_a_chunk_goes_out_while_the_next_is_made(server, monkeypatch):
 
     monkeypatch.setattr(server_module.ray, "put", put)
 
-    async def main() -> None:
-        await server._run(partial(server._make_public, 0, chunks(), asyncio.get_running_loop()))
-        await asyncio.sleep(0)
-
-    asyncio.run(main())
+    asyncio.run(publish(server, chunks()))
     assert [(chunk.index, chunk.reference) for chunk in server._published[0, 0].items] == [(i, i) for i in range(4)]
     assert server._committed[0].is_set()
 
 
 def test_after_a_chunk_that_found_the_store_full_nothing_goes_out(server, monkeypatch):
-    made: list[int] = []
-
     def put(payload):
         if payload[0] == 1:
             raise FULL[0]("full")
@@ -83,9 +77,9 @@ def test_after_a_chunk_that_found_the_store_full_nothing_goes_out(server, monkey
 
     async def main() -> None:
         with pytest.raises(FULL):
-            await published(server, made)
+            await publish(server, round_of([]))
         with pytest.raises(FULL):  # and of no later round either
-            await published(server, made)
+            await publish(server, round_of([]))
 
     asyncio.run(main())
     stream = server._published[0, 0]
