@@ -208,7 +208,7 @@ def mean_squared_gradient(config: BlockMethod, problem: Problem) -> Tensor:
             columns = slice(plan.block * BLOCK_SIZE, (plan.block + 1) * BLOCK_SIZE)
             for _ in range(config.local_steps):
                 block.sub_(plan.lr * gradient(next(minibatches[visit.client]), live)[:, columns])
-            upload = replica.finish([block])
+            [upload] = replica.finish([block], [torch.empty(block.numel(), dtype=WIRE.dtype)])
             replica.remember(plan, visit, upload)
             for _ in server.receive(plan.round, visit.client, 0, upload):
                 pass

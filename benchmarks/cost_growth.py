@@ -47,9 +47,9 @@ class Growth:
 
 
 GROWTHS = {
-    "clients_a_round": Growth("clients a round", (10, 40, 150, 400)),
+    "clients_a_round": Growth("clients a round", (10, 60, 400)),
     "clients_in_all": Growth("clients in all", (100, 1000, 10_000)),
-    "model_bytes": Growth("bytes of a block", (128, 256, 512, 1024)),  # by the hidden size
+    "model_bytes": Growth("bytes of a block", (128, 384, 1024)),  # by the hidden size
     "blocks": Growth("blocks", (1, 3, 8)),
     "chunks": Growth("chunks", (1, 8, 64)),
 }

@@ -152,9 +152,12 @@ def lying(liars: Sequence[int], attack: Attack) -> Iterator[None]:
     """These clients train as ever, and send something else."""
     train = Worker.train
 
-    def lie(self: Worker, plan: RoundPlan, visit: Visit) -> Trained:
-        trained = train(self, plan, visit)
-        return replace(trained, upload=attack(trained.upload)) if visit.client in liars else trained
+    def lie(self: Worker, plan: RoundPlan, visit: Visit, put: Callable[[Tensor], Tensor]) -> Trained[Tensor]:
+        trained = train(self, plan, visit, put)
+        if visit.client not in liars:
+            return trained
+        sizes = [len(chunk) for chunk in trained.chunks]
+        return replace(trained, chunks=list(attack(torch.cat(trained.chunks)).split(sizes)))
 
     with patch.object(Worker, "train", lie):
         yield

@@ -33,7 +33,7 @@ SUITE: dict[str, list[str]] = {
     "lora_aggregation": ["--dense-turns", "1"],
     "cost_growth": [],
     "vs_peers": ["--turns", "2", "--start-ups", "1", "--smollm2-rounds", "5"],
-    "overlap": ["--rounds", "10"],
+    "overlap": ["--rounds", "6"],
 }
 RATIOS = ("x", "ratio")  # units of what may be compared between machines
 LEAST_LOSS = 0.15

@@ -183,16 +183,21 @@ def start_up(job: Job, peers: Sequence[Peer], options: argparse.Namespace) -> It
             "deepspeed": partial(our_start_s, engine="deepspeed"),
             **{peer.name: partial(its_start_s, peer=peer) for peer in peers},
         }
+        has_run = {"torch"} if options.jobs else set()
+        has_run |= {peer.name for peer in peers if {*peer.jobs} & {*options.jobs}}
         seconds: dict[str, list[float]] = {side: [] for side in sides}
         with tempfile.TemporaryDirectory() as root:
             for turn in range(options.start_ups + 1):
                 for side, measure in sides.items():
+                    if turn == 0 and side in has_run:
+                        continue  # that one only writes bytecode, and is not counted
                     folder = make_job(Job(**{**vars(job), "num_rounds": 1}), Path(root) / f"{turn}-{side}")
                     if how == "cold":
                         drop_file_cache()
-                    seconds[side].append(measure(folder))
-                    note(f"start-up, {how}, {side}: {seconds[side][-1]:.1f} s")
-        seconds = {side: found[1:] for side, found in seconds.items()}  # the first writes bytecode
+                    found_s = measure(folder)
+                    note(f"start-up, {how}, {side}: {found_s:.1f} s" + ("" if turn else ", not counted"))
+                    if turn > 0:
+                        seconds[side].append(found_s)
         slower = [max(pair) for pair in zip(seconds["torch"], seconds["deepspeed"], strict=True)]
         for peer in peers:
             yield ratio_row(f"vs_{peer.name}/start_up" + ("/cold" if how == "cold" else ""), slower, seconds[peer.name])

@@ -4,8 +4,9 @@ Only separate multiplications and additions are used. A fused multiply-add round
 vector kernel rounds twice, so with it the bits would depend on where a chunk ends.
 """
 
+import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -66,7 +67,7 @@ class RoundSum:
         if is_whole:
             self._missing.discard(client)
         if self._by_chunk:
-            self._fold(chunk)
+            self._fold(chunk, divisor=1)
         elif is_whole:
             if self._clip is not None:
                 self._cut(arrived, self._clip)
@@ -92,10 +93,10 @@ class RoundSum:
         """Δ̄ of a complete chunk, the sum divided once by Σ w_i: in its place, for it is asked for once, and the caller
         may go on there. New memory for whole blocks costs more than the arithmetic."""
         assert self.is_complete(chunk)
-        self._fold(chunk)
+        self._fold(chunk, divisor=sum(weight for _, weight in self._order))
         start, end = self.bounds[chunk]
         assert self._total is not None
-        return self._total[start:end].div_(sum(weight for _, weight in self._order))
+        return self._total[start:end]
 
     def total(self) -> Tensor:
         """Σ w_i Δ_i of a complete round; not to be changed."""
@@ -110,21 +111,27 @@ class RoundSum:
 
     def _fold_all(self) -> None:
         for chunk in range(len(self.bounds)):
-            self._fold(chunk)
+            self._fold(chunk, divisor=1)
 
-    def _fold(self, chunk: int) -> None:
+    def _fold(self, chunk: int, divisor: int) -> None:
+        """Add up, in order, whose turn it is; then divide."""
+        first = self._num_folded[chunk]
+        due = list(itertools.takewhile(lambda each: self._is_there(each[0], chunk), self._order[first:]))
+        if not due and divisor == 1:
+            return
         if self._total is None:
             self._total = torch.empty(self.bounds[-1][1], dtype=self._dtype)
         start, end = self.bounds[chunk]
-        while self._num_folded[chunk] < len(self._order):
-            client, weight = self._order[self._num_folded[chunk]]
-            arrived = self._arrived[client]
-            if chunk not in arrived or not (self._by_chunk or self._is_whole(client)):
-                return
-            _add_weighted(self._total[start:end], arrived[chunk], weight, is_first=self._num_folded[chunk] == 0)
-            if not self._by_chunk:
-                arrived[chunk] = _FOLDED  # keeps the mark, and lets go of the memory, which may be the object store's
-            self._num_folded[chunk] += 1
+        weighted = [(self._arrived[client][chunk], weight) for client, weight in due]
+        _add_weighted(self._total[start:end], weighted, first == 0, divisor)
+        self._num_folded[chunk] += len(due)
+        if not self._by_chunk:
+            for client, _ in due:  # keeps the mark, and lets go of the memory, which may be the object store's
+                self._arrived[client][chunk] = _FOLDED
+
+    def _is_there(self, client: int, chunk: int) -> bool:
+        arrived = self._arrived[client]
+        return chunk in arrived if self._by_chunk else len(arrived) == len(self.bounds)
 
     def _cut(self, arrived: dict[int, Tensor], norm: float) -> None:
         """Scale a client's chunks down to this norm, if theirs is larger."""
@@ -133,23 +140,27 @@ class RoundSum:
             for chunk, values in arrived.items():
                 arrived[chunk] = values.to(self._dtype) * (norm / own)
 
-    def _is_whole(self, client: int) -> bool:
-        return len(self._arrived[client]) == len(self.bounds)
 
+def _add_weighted(total: Tensor, weighted: Sequence[tuple[Tensor, int]], is_new: bool, divisor: int) -> None:
+    """total += values · weight of each, in order, all 1-D; then total /= divisor. Piece by piece: whatever is done with
+    a piece while the cache has it saves a pass over the memory.
 
-def _add_weighted(total: Tensor, values: Tensor, weight: int, is_first: bool) -> None:
-    """total += values · weight, both 1-D; a product of the whole length would pass the memory thrice.
-
-    `is_first`: whatever `total` holds counts as zeros; to write them would be one more pass.
+    `is_new`: whatever `total` holds counts as zeros; to write them would be one more pass.
     """
-    product, factor = torch.empty(min(PIECE, len(total)), dtype=total.dtype), torch.tensor(weight, dtype=total.dtype)
-    for part, its in zip(total.split(PIECE), values.split(PIECE), strict=True):
-        scaled = product[: len(part)]
-        wide = its if its.dtype == total.dtype else scaled.copy_(its)
-        if is_first:
-            torch.mul(wide, factor, out=part).add_(0.0)  # of -0.0 that makes 0.0, as zeros would
-        else:
-            part += torch.mul(wide, factor, out=scaled)
+    factors = [torch.tensor(weight, dtype=total.dtype) for _, weight in weighted]
+    split = [values.split(PIECE) for values, _ in weighted]
+    memory = torch.empty(min(PIECE, len(total)), dtype=total.dtype)
+    for part, *its in zip(total.split(PIECE), *split, strict=True):
+        scaled, starts_at_zero = memory[: len(part)], is_new
+        for values, factor in zip(its, factors, strict=True):
+            wide = values if values.dtype == total.dtype else scaled.copy_(values)
+            if starts_at_zero:
+                torch.mul(wide, factor, out=part).add_(0.0)  # of -0.0 that makes 0.0, as zeros would
+                starts_at_zero = False
+            else:
+                part += torch.mul(wide, factor, out=scaled)
+        if divisor != 1:
+            part /= divisor
 
 
 class GivenSum:

@@ -3,7 +3,7 @@
 The runtimes know these protocols and no method by name.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -248,10 +248,11 @@ class Replica(Protocol):
         """Dress the model as what the client starts from; the parameters to train."""
         ...
 
-    def finish(self, trained: Sequence[Tensor]) -> Tensor:
-        """The upload (flat, wire dtype, CPU) of the visit under way, whose parameters are now `trained`: themselves,
-        which take their committed values again, or in fp32. The model is undressed. What is sent must then be told to
-        `remember`."""
+    def finish(self, trained: Sequence[Tensor], into: Iterable[Tensor]) -> Iterator[Tensor]:
+        """The upload of the visit under way, whose parameters are now `trained`: themselves, which take their committed
+        values again, or in fp32. In the chunks `into` (flat, wire dtype, CPU), each in turn when it is made, so that
+        one memory may serve for all of them. To be iterated to its end: then the model is undressed. With staleness,
+        what is sent must then be told to `remember`."""
         ...
 
     def undress(self) -> None:

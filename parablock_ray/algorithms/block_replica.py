@@ -7,7 +7,7 @@ Source: ParaBlock, arXiv 2511.19959; the rule written out here is our reconstruc
 committed values, never as running increments, which drift in floating point.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from parablock_ray.algorithms.base import LiveModel, RoundPlan, Update, Visit
-from parablock_ray.algorithms.blocks import difference, flatten, make_layout, unflatten_into, write_chunks
+from parablock_ray.algorithms.blocks import differences, flatten, make_layout, unflatten_into, write_chunks
 from parablock_ray.algorithms.population import Population
 from parablock_ray.algorithms.wire import Wire
 from parablock_ray.config.lora import FactorMethod
@@ -58,7 +58,7 @@ class _Pending:
 @dataclass(frozen=True)
 class _UnderWay:
     block: int
-    start: Tensor  # z_i[b_t], flat, after the cast, widened to fp32; read only
+    start: Sequence[Tensor]  # z_i[b_t], flat, after the cast; read only
     dressed: tuple[int, ...]  # blocks that may not hold their committed values
 
 
@@ -81,9 +81,9 @@ class BlockReplica:
         self._correction, self._staleness, self._wire = config.correction, config.staleness, wire
         self._tensors = [[parameters[name] for name in block.names] for block in layout.blocks]
         self._dtype = torch.promote_types(self._tensors[0][0].dtype, torch.float32)
-        # Committed values that the live parameters cannot hold, or do not now.
-        self._exact: dict[int, Tensor] = {
-            block.index: flatten((exact.get(name, parameters[name].cpu()) for name in block.names), self._dtype)
+        # Committed values that the live parameters cannot hold, or do not now: flat, in one chunk or several.
+        self._exact: dict[int, Sequence[Tensor]] = {
+            block.index: [flatten((exact.get(name, parameters[name].cpu()) for name in block.names), self._dtype)]
             for block in layout.blocks
             if any(name in exact for name in block.names)
         }
@@ -94,11 +94,13 @@ class BlockReplica:
     def apply(self, update: Update) -> None:
         """A committed value takes the place of the block's old one."""
         assert self._under_way is None, "a value may not arrive in the middle of a visit"
-        block, wire_dtype, model_dtype = update.block, update.chunks[0].dtype, self._tensors[update.block][0].dtype
+        block, live, wire = update.block, self._tensors[update.block][0], update.chunks[0]
+        self._let_go_of_kept()
         self._exact.pop(block, None)
-        self._kept = None if self._kept == block else self._kept
-        if torch.promote_types(wire_dtype, model_dtype) != model_dtype:
-            self._exact[block] = flatten(update.chunks, self._dtype)
+        if torch.promote_types(wire.dtype, live.dtype) != live.dtype:
+            self._exact[block] = [flatten(update.chunks, self._dtype)]
+        elif wire.device == live.device:
+            self._exact[block], self._kept = update.chunks, block  # as they came: nobody writes into them
         write_chunks(update.chunks, self._tensors[block])
 
     def forget(self, reads: int) -> None:
@@ -116,39 +118,38 @@ class BlockReplica:
         factor = correction_factor(self._correction, visit)
         pending = [each for each in self._pending.get(visit.client, []) if each.round > plan.reads]
         dressed = tuple(sorted({plan.block, *(each.block for each in pending)}))
-        if self._kept is not None and self._kept not in dressed:
-            self._exact.pop(self._kept, None)
-        self._kept = None
+        if self._kept in dressed:
+            self._kept = None  # in use
+        self._let_go_of_kept()
         for block in dressed:
             committed = self._exact[block] = self._committed(block)
             deltas = [each.delta for each in pending if each.block == block]
             if deltas and factor != 0:
-                unflatten_into(start_value(committed, deltas, factor), self._tensors[block])
+                whole = flatten(committed, self._dtype) if len(committed) > 1 else committed[0].to(self._dtype)
+                unflatten_into(start_value(whole, deltas, factor), self._tensors[block])
         as_committed = all(each.block != plan.block for each in pending)
         if as_committed and self._tensors[plan.block][0].dtype == self._dtype:
             start = self._exact[plan.block]  # of whole blocks no copy is made without need
         else:
-            start = flatten(self._tensors[plan.block], self._dtype)
+            start = [flatten(self._tensors[plan.block], self._dtype)]
         self._under_way = _UnderWay(plan.block, start, dressed)
         return self._tensors[plan.block]
 
-    def finish(self, trained: Sequence[Tensor]) -> Tensor:
-        """The delta to send (flat, wire dtype, on the CPU); the model holds the committed values again.
+    def finish(self, trained: Sequence[Tensor], into: Iterable[Tensor]) -> Iterator[Tensor]:
+        """The delta to send, in the chunks `into` (flat, wire dtype, on the CPU), each when it is made; the model holds
+        the committed values again when the last one was asked for.
 
         `trained`: the tensors that `start` gave after local training: themselves, or in fp32. The delta is rounded to
         the wire dtype once, here: what is sent is also what is to be remembered.
         """
         assert self._under_way is not None, "start() comes first"
         block, start, dressed = self._under_way.block, self._under_way.start, self._under_way.dressed
-        if start is self._exact[block]:  # which the live parameters can hold
-            delta = difference(trained, start, self._wire.dtype, restore=self._tensors[block])
+        is_restored = start is self._exact[block]  # which the live parameters can hold
+        yield from differences(trained, start, into, self._tensors[block] if is_restored else None)
+        if is_restored:
             self._kept = block
             self._under_way = replace(self._under_way, dressed=tuple(each for each in dressed if each != block))
-        else:
-            delta = difference(trained, start, self._wire.dtype, restore=None)
-        delta = delta.cpu()
         self.undress()
-        return delta
 
     def remember(self, plan: RoundPlan, visit: Visit, upload: Tensor) -> None:
         """The delta that this client sent in this round is pending."""
@@ -162,7 +163,7 @@ class BlockReplica:
             return
         for block in under_way.dressed:
             committed = self._exact[block]
-            unflatten_into(committed, self._tensors[block])
+            write_chunks(committed, self._tensors[block])
             if not self._holds(block, committed):
                 continue
             if block == under_way.block:
@@ -170,12 +171,19 @@ class BlockReplica:
             else:
                 del self._exact[block]
 
-    def _committed(self, block: int) -> Tensor:
-        exact = self._exact.get(block)
-        return flatten(self._tensors[block], self._dtype) if exact is None else exact
+    def _let_go_of_kept(self) -> None:
+        if self._kept is not None:
+            del self._exact[self._kept]
+        self._kept = None
 
-    def _holds(self, block: int, committed: Tensor) -> bool:
+    def _committed(self, block: int) -> Sequence[Tensor]:
+        exact = self._exact.get(block)
+        return [flatten(self._tensors[block], self._dtype)] if exact is None else exact
+
+    def _holds(self, block: int, committed: Sequence[Tensor]) -> bool:
         """Whether the live parameters hold this value without rounding."""
-        if self._tensors[block][0].dtype == committed.dtype:
+        model_dtype = self._tensors[block][0].dtype
+        if torch.promote_types(committed[0].dtype, model_dtype) == model_dtype:
             return True
-        return torch.equal(flatten(self._tensors[block], self._dtype).to(committed.device), committed)
+        [exact] = committed
+        return torch.equal(flatten(self._tensors[block], self._dtype).to(exact.device), exact)

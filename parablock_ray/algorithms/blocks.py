@@ -115,27 +115,42 @@ def add_from(start: int, values: Tensor, tensors: Iterable[Tensor]) -> Tensor:
     return values
 
 
-def difference(
-    tensors: Sequence[Tensor], start: Tensor, dtype: torch.dtype, restore: Sequence[Tensor] | None
-) -> Tensor:
-    """What the tensors hold minus `start` (flat), as a new flat vector of `dtype`, on the same device: in the precision
-    of the tensors, rounded once.
+def differences(
+    tensors: Sequence[Tensor], start: Sequence[Tensor], into: Iterable[Tensor], restore: Sequence[Tensor] | None
+) -> Iterator[Tensor]:
+    """What the tensors hold minus `start` (flat chunks, one after the other, on the same device), in the precision of
+    the tensors, rounded once: each vector of `into` in turn, when it holds its part.
 
+    `into`: 1-D, of the wire's dtype, together as long as the tensors. One may be the memory of the one before.
     `restore` (None: nothing): tensors of the same shapes, perhaps the same ones, which take `start` in the same pass.
-    A block is larger than any cache, and each pass over it costs what the arithmetic does.
+    A block is larger than any cache, and each pass over it costs what the arithmetic does. Tensors that are cut must be
+    contiguous.
     """
-    made = torch.empty_like(start, dtype=dtype)
     offset = 0
+    for made in into:
+        _subtract(offset, made, tensors, start, restore)
+        yield made
+        offset += made.numel()
+    assert offset == sum(tensor.numel() for tensor in tensors)
+
+
+def _subtract(
+    offset: int, made: Tensor, tensors: Sequence[Tensor], start: Sequence[Tensor], restore: Sequence[Tensor] | None
+) -> None:
+    """The part of `differences` that stands from place `offset` on, as long as `made`."""
+    num, backs = made.numel(), tensors if restore is None else restore
     with torch.no_grad():
-        for tensor, back in zip(tensors, tensors if restore is None else restore, strict=True):
-            place = slice(offset, offset + tensor.numel())
-            for now, before, moved, restored in _pieces(tensor, start[place], made[place], back):
-                torch.sub(now, before, out=moved)
-                if restore is not None:
-                    restored.copy_(before)
-            offset += tensor.numel()
-    assert offset == start.numel()
-    return made
+        for (tensor, place), (back, _) in zip(_parts(offset, num, tensors), _parts(offset, num, backs), strict=True):
+            for before, within in _parts(offset + place.start, tensor.numel(), start):
+                is_whole = before.numel() == tensor.numel()
+                both = (tensor, back) if is_whole else (tensor.view(-1)[within], back.view(-1)[within])
+                for now, was, moved, restored in _pieces(both[0], before, made[place][within], both[1]):
+                    if moved.device == now.device:
+                        torch.sub(now, was, out=moved)
+                    else:
+                        moved.copy_(torch.sub(now, was).to(moved.dtype))
+                    if restore is not None:
+                        restored.copy_(was)
 
 
 def _pieces(

@@ -9,7 +9,7 @@ others. A round starts from
 added in a fixed order in fp32, from what is committed and never by subtraction; the client sends B and A whole.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -120,15 +120,20 @@ class LoraReplica:
             factors += live
         return factors
 
-    def finish(self, trained: Sequence[Tensor]) -> Tensor:
-        """B and A after local training (flat, wire dtype, on the CPU); the weights are committed ones again.
+    def finish(self, trained: Sequence[Tensor], into: Iterable[Tensor]) -> Iterator[Tensor]:
+        """B and A after local training, in the chunks `into` (flat, wire dtype, on the CPU); the weights are committed
+        ones again.
 
         `trained`: the tensors that `start` gave, with these values.
         """
         assert self._under_way is not None, "start() comes first"
-        upload = flatten(trained, self._wire.dtype).cpu()
+        upload = flatten(trained, self._wire.dtype)
         self.undress()
-        return upload
+        offset = 0
+        for chunk in into:
+            yield chunk.copy_(upload[offset : offset + chunk.numel()])
+            offset += chunk.numel()
+        assert offset == upload.numel()
 
     def remember(self, plan: RoundPlan, visit: Visit, upload: Tensor) -> None:
         """The adapters that this client sent in this round are pending."""

@@ -23,7 +23,7 @@ from parablock_ray.algorithms.wire import Wire
 from parablock_ray.errors import UserError
 from parablock_ray.network.links import Link
 from parablock_ray.runtime.base import RunSetup, worker_of
-from parablock_ray.runtime.exchange import FULL, STORE_FULL, Exchange, Inbox, Outbox, from_payload
+from parablock_ray.runtime.exchange import FULL, STORE_FULL, Exchange, Inbox, Outbox, Stored, from_payload, put
 from parablock_ray.runtime.memory import ProcessMemory, limit_device_memory, peak_rss_bytes, process_memory
 from parablock_ray.runtime.secure import Masking
 from parablock_ray.sizes import control_bytes_of
@@ -61,7 +61,12 @@ class ClientActor:
         self._plans: asyncio.Queue[tuple[RoundPlan, Collection[int]]] = asyncio.Queue()
         self._attendance = Attendance(all_start=not setup.population.is_sampled)
         self._inbox = Inbox(server, self._wire.dtype, lambda fetch: self._tasks.create_task(fetch))
-        self._outbox = Outbox(server, is_limited=config.clients.max_in_flight is not None)
+        is_limited = config.clients.max_in_flight is not None
+        self._outbox = Outbox(server, is_limited)
+        # What waits for room, or to be masked, waits here and not in the store.
+        self._put: Callable[[Tensor], Tensor | Stored] = (
+            torch.clone if is_limited or config.secure_aggregation.enabled else put
+        )
         self._exchanges: dict[int, Exchange] = {}
         self._under_way: defaultdict[int, dict[int, asyncio.Event]] = defaultdict(dict)  # client → round → is it over
         self._spans: defaultdict[tuple[int, int], list[Span]] = defaultdict(list)  # (round, client) → what it took
@@ -159,9 +164,9 @@ class ClientActor:
 
     async def _train_and_send(self, plan: RoundPlan, visit: Visit) -> None:
         """Answers when the trainer is free again: what there is to send goes on beside it."""
-        upload = await self._train(plan, visit)
-        if upload is not None:
-            self._tasks.create_task(self._exchange(plan, visit, upload))
+        chunks = await self._train(plan, visit)
+        if chunks is not None:
+            self._tasks.create_task(self._exchange(plan, visit, chunks))
 
     async def _until_readable(self, plan: RoundPlan, visit: Visit, catch_up: asyncio.Task[dict[int, int]]) -> None:
         """Wait until this client holds x^{(≤ reads)}: by its own downloads, or by catching up."""
@@ -210,15 +215,16 @@ class ClientActor:
     async def _tell_taken_in(self, reads: int) -> None:
         await self._server.taken_in.remote(self._index, reads)
 
-    async def _train(self, plan: RoundPlan, visit: Visit) -> Tensor | None:
-        """One client's visit, in the training thread; what it sends. None: it failed, and the round goes on without."""
+    async def _train(self, plan: RoundPlan, visit: Visit) -> list[Tensor | Stored] | None:
+        """One client's visit, in the training thread; the chunks that it sends. None: it failed, and the round goes on
+        without."""
         start_s = time.time()
-        trained = await self._run(lambda: self._worker.train_or_drop(plan, visit))
+        trained = await self._run(lambda: self._worker.train_or_drop(plan, visit, self._put))
         if isinstance(trained, Dropped):
             await self._drop(trained)
             return None
         self._note("compute", plan, visit, start_s, trained.loss)
-        return trained.upload
+        return trained.chunks
 
     async def _drop(self, dropped: Dropped) -> None:
         """The client has no part in this round, and will catch up on it."""
@@ -227,24 +233,21 @@ class ClientActor:
         await self._server.drop.remote(dropped)
         self._end_exchange(dropped.round, dropped.client)
 
-    async def _exchange(self, plan: RoundPlan, visit: Visit, upload: Tensor) -> None:
-        """The exchange task of one visit. It ends the visit, so it reports all of it, in one message."""
+    async def _exchange(self, plan: RoundPlan, visit: Visit, chunks: list[Tensor | Stored]) -> None:
+        """The exchange task of one visit. It ends the visit, so it reports all of it, in one message. Uses the chunks
+        up."""
         with named(plan, visit):
-            chunks = await self._chunks(plan, visit, upload)
-            del upload  # a whole block may be gone before the exchange is over
+            if self._masking is not None:
+                plain = [chunk for chunk in chunks if isinstance(chunk, Tensor)]  # all: none is stored as it is
+                chunks[:] = await self._masking.mask(plan.round, visit.client, plain)
+                del plain
             try:
                 exchanged = await self._exchange_of(visit.client).run(plan, visit.variant, chunks)
-            except FULL:  # of this node's store, or the server's
+            except FULL:  # the server's; of this one `put` tells
                 raise UserError(STORE_FULL) from None
         self._end_exchange(plan.round, visit.client)
         # Nobody's next round waits until it is told.
         self._reports.put_nowait([*self._spans.pop((plan.round, visit.client)), *self._with_control(plan, exchanged)])
-
-    async def _chunks(self, plan: RoundPlan, visit: Visit, upload: Tensor) -> list[Tensor]:
-        """An upload as it leaves the client."""
-        if self._masking is not None:
-            return await self._masking.mask(plan.round, visit.client, upload)
-        return [upload[start:end] for start, end in self._wire.bounds(upload.numel())]
 
     def _with_control(self, plan: RoundPlan, exchanged: Sequence[Span]) -> list[Span]:
         """What travels beside the vectors counts with them."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from parablock_ray.algorithms.base import RoundPlan, Sent, Update
+from parablock_ray.errors import UserError
 from parablock_ray.network.links import Line, Link
 from parablock_ray.tracking.events import Phase, Span
 
@@ -41,6 +42,22 @@ def from_payload(payload: np.ndarray, dtype: torch.dtype) -> Tensor:
     """The tensor of `dtype` behind a payload, without a copy. Shared memory: read it, never write to it."""
     values = torch.from_numpy(payload)
     return values.view(torch.bfloat16) if dtype == torch.bfloat16 else values
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A vector that is in the object store, and its size, by the name that it has of a tensor."""
+
+    reference: ray.ObjectRef
+    nbytes: int
+
+
+def put(values: Tensor) -> Stored:
+    """Copy a CPU tensor into the object store. Raises UserError where that is full."""
+    try:
+        return Stored(ray.put(as_payload(values)), values.nbytes)
+    except FULL:
+        raise UserError(STORE_FULL) from None
 
 
 def is_payload(payload: object, dtype: torch.dtype) -> bool:
@@ -221,7 +238,7 @@ class Exchange:
         self._downloads = asyncio.Lock()  # in round order
         self._one_at_a_time = asyncio.Lock() if pipeline == "serial" else nullcontext()
 
-    async def run(self, plan: RoundPlan, variant: int, chunks: list[Tensor]) -> list[Span]:
+    async def run(self, plan: RoundPlan, variant: int, chunks: list[Tensor | Stored]) -> list[Span]:
         """Send the upload (in chunks) and receive what the round brings; the spans of both. `chunks` is used up: what
         is on its way is in the object store, and need not be here too.
 
@@ -239,7 +256,7 @@ class Exchange:
         await _until(end_s)
         return self._span("catch_up", plan, start_s, num_bytes)
 
-    async def _upload(self, plan: RoundPlan, chunks: list[Tensor]) -> Span:
+    async def _upload(self, plan: RoundPlan, chunks: list[Tensor | Stored]) -> Span:
         await self._outbox.room(plan.round, self._client)
         ready_s = time.time()
         # All at once, as the recurrence has it: on a half-duplex line no download may come between the chunks.
@@ -247,10 +264,12 @@ class Exchange:
         passes = [self._up.take(ready_s, self._link.up_s(each)) for each in num_bytes]
         sends = []
         for index, (_, end_s) in enumerate(passes):
-            reference = ray.put(as_payload(chunks.pop(0)))  # before the wait: the copy hides behind the link
+            chunk = chunks.pop(0)
+            stored = put(chunk) if isinstance(chunk, Tensor) else chunk  # before the wait, which hides the copy
+            del chunk
             await _until(end_s)
             sent = Sent(plan.round, plan.block, self._client, index)
-            sends.append(asyncio.create_task(self._deliver(sent, reference)))
+            sends.append(asyncio.create_task(self._deliver(sent, stored.reference)))
         await asyncio.gather(*sends)
         return self._span("upload", plan, passes[0][0], sum(num_bytes))
 

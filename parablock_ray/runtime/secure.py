@@ -48,10 +48,10 @@ class Masking:
         self._agreed[plan.round] = self._create_task(self._agree(plan, clients))
         self._create_task(self._unmask(plan.round, clients))
 
-    async def mask(self, round: int, client: int, upload: Tensor) -> list[Tensor]:
+    async def mask(self, round: int, client: int, chunks: Sequence[Tensor]) -> list[Tensor]:
         """See MaskedUploads.mask; waits until the client can."""
         await self._agreed[round]
-        return await self._run(lambda: self._uploads.mask(round, client, upload))
+        return await self._run(lambda: self._uploads.mask(round, client, chunks))
 
     async def _agree(self, plan: RoundPlan, clients: Sequence[int]) -> None:
         keys = await self._run(partial(self._uploads.keys, plan, clients))

@@ -22,7 +22,7 @@ from parablock_ray.training.engine import device_of
 from parablock_ray.training.masking import MaskedUploads, secure_terms
 from parablock_ray.training.master import Master
 from parablock_ray.training.uploads import write_uploads
-from parablock_ray.training.worker import Worker
+from parablock_ray.training.worker import Trained, Worker
 
 
 class SerialRuntime:
@@ -135,12 +135,6 @@ class SerialRuntime:
             reveals = self._masked.reveal(plan.round, self._master.secure.survivors(plan.round))
             self._make_public(self._master.take_reveals(plan.round, reveals))
 
-    def _chunks(self, plan: RoundPlan, visit: Visit, upload: Tensor) -> list[Tensor]:
-        """An upload as it leaves the client."""
-        if self._master.secure is not None:
-            return self._masked.mask(plan.round, visit.client, upload)
-        return [upload[start:end] for start, end in self._wire.bounds(upload.numel())]
-
     def _advance(self, plan: RoundPlan) -> None:
         """The worker's queue of length `staleness`: it takes exactly the aggregates up to `reads`."""
         for variant in sorted({visit.variant for visit in plan.visits}):
@@ -153,7 +147,7 @@ class SerialRuntime:
         """Whether the client takes part."""
         num_missed = self._master.server.catch_up_params(visit.client, plan.round)
         start_s = self._now_s()
-        trained = self._worker.train_or_drop(plan, visit)
+        trained: Trained[Tensor] | Dropped = self._worker.train_or_drop(plan, visit, put=torch.clone)
         if isinstance(trained, Dropped):
             self._events.append(trained)
             self._make_public(self._master.drop(trained))
@@ -162,7 +156,8 @@ class SerialRuntime:
             self._span("catch_up", plan, visit, start_s, start_s, self._wire.num_bytes(num_missed), None)
         self._span("compute", plan, visit, start_s, self._now_s(), 0, trained.loss)
         start_s = self._now_s()
-        chunks = self._chunks(plan, visit, trained.upload)
+        is_masked = self._master.secure is not None
+        chunks = self._masked.mask(plan.round, visit.client, trained.chunks) if is_masked else trained.chunks
         for index, chunk in enumerate(chunks):
             sent = Sent(plan.round, plan.block, visit.client, index)
             self._make_public(self._master.receive(sent, chunk))

@@ -94,15 +94,15 @@ class MaskedUploads:
         for client, message in share_lists.items():
             self._clients[round][client].take_shares(message)
 
-    def mask(self, round: int, client: int, upload: Tensor) -> list[Tensor]:
-        """A client's upload (flat, any float dtype) as it leaves the client: in chunks, in integers of
-        `Wire.of_uploads`. Once in a round."""
+    def mask(self, round: int, client: int, chunks: Sequence[Tensor]) -> list[Tensor]:
+        """A client's upload (flat, any float dtype, in the chunks of `Wire.of_uploads`) as it leaves the client: in
+        integers of that wire. Once in a round."""
         secure = self._clients[round][client]
-        words = [secure.masked(upload[start:end].to(torch.float32).numpy()) for start, end in secure.bounds]
+        words = [secure.masked(chunk.to(torch.float32).numpy()) for chunk in chunks]
         if secure.num_clipped:
             _logger.warning(
                 "client %d, round %d: %d of %d numbers were cut to secure_aggregation.clip = %g",
-                *(client, round, secure.num_clipped, upload.numel(), self._terms.encoding.clip),
+                *(client, round, secure.num_clipped, sum(map(len, chunks)), self._terms.encoding.clip),
             )
         return [torch.from_numpy(self._terms.encoding.as_signed(each)) for each in words]
 

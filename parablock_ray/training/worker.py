@@ -4,10 +4,11 @@ import math
 import statistics
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -33,11 +34,15 @@ _CACHED_TOKENS = 4_000_000
 _CACHED_CLIENTS = 32
 
 
-@dataclass(frozen=True)
-class Trained:
-    """What one visit gave: what to send (flat, wire dtype, CPU) and the mean training loss of its steps."""
+T = TypeVar("T")
 
-    upload: Tensor
+
+@dataclass(frozen=True)
+class Trained(Generic[T]):
+    """What one visit gave: the chunks to send (flat, wire dtype, CPU, or what `put` made of each) and the mean training
+    loss of its steps."""
+
+    chunks: list[Tensor | T]
     loss: float
 
 
@@ -72,7 +77,8 @@ class Worker:
         if config.model.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         live = LiveModel(parameters, exact, partial(activate_rank, model))
-        self._replica = make_replica(config.method, population, live, Wire.of(config.network))
+        self._wire, self._upload_wire = Wire.of(config.network), Wire.of_uploads(config)
+        self._replica = make_replica(config.method, population, live, self._wire)
         self._engine = make_engine(model, config)
 
     def advance(self, reads: int, updates: Iterable[Update]) -> None:
@@ -85,8 +91,11 @@ class Worker:
         """In a resumed run: what this client sent in a round before is pending. Rounds in order."""
         self._replica.remember(plan, visit, upload)
 
-    def train(self, plan: RoundPlan, visit: Visit) -> Trained:
+    def train(self, plan: RoundPlan, visit: Visit, put: Callable[[Tensor], T]) -> Trained[T]:
         """One client's local steps in a round, from z_i. The model holds committed values afterwards.
+
+        `put` copies a chunk away as soon as it is made, out of memory that the next one uses again: so the whole upload
+        is never here. It is not asked where all of it must be: pending, or to be cut to a norm.
 
         Raises RunFailed, naming client, round and block, where the loss or the upload is not finite.
         """
@@ -96,16 +105,27 @@ class Worker:
                 self._engine.step(move(batch, self._device))
                 for batch in self._batches(plan.round, visit.client, self._config.method.local_steps)
             ]
-            upload = self._replica.finish(self._engine.end())
-            loss = sum(losses) / len(losses)
-            extremes = torch.stack(torch.aminmax(upload))  # NaN if any is; a tenth of the time of isfinite on all
-            if not math.isfinite(loss) or not extremes.isfinite().all():
-                raise RunFailed(
-                    f"training is not finite (loss {loss}); a smaller method.lr or method.max_grad_norm may help"
-                )
+            trained, loss = self._engine.end(), sum(losses) / len(losses)
+            needs_whole = plan.clip is not None or self._config.method.staleness > 0
+            bounds = self._upload_wire.bounds(sum(tensor.numel() for tensor in trained))
+            if not needs_whole:
+                memory = torch.empty(max(end - start for start, end in bounds), dtype=self._wire.dtype)
+                into = (memory[: end - start] for start, end in bounds)
+                return Trained([put(chunk) for chunk in self._made(trained, loss, into)], loss)
+            upload = torch.empty(bounds[-1][1], dtype=self._wire.dtype)
+            for _ in self._made(trained, loss, (upload[start:end] for start, end in bounds)):
+                pass  # it lies in `upload`
             upload = self._private(plan, visit, upload)
             self._replica.remember(plan, visit, upload)
-        return Trained(upload, loss)
+        return Trained([upload[start:end] for start, end in bounds], loss)
+
+    def _made(self, trained: Sequence[Tensor], loss: float, into: Iterable[Tensor]) -> Iterator[Tensor]:
+        """The chunks of an upload. Raises RunFailed where they, or the loss, are not finite."""
+        _check_finite(loss, loss)
+        for chunk in self._replica.finish(trained, into):
+            for extreme in torch.aminmax(chunk):  # NaN if any is; a tenth of the time of isfinite on all
+                _check_finite(float(extreme), loss)
+            yield chunk
 
     def _private(self, plan: RoundPlan, visit: Visit, upload: Tensor) -> Tensor:
         """What of a private round may leave the client, and is pending at it: cut, and with its share of the noise."""
@@ -119,10 +139,10 @@ class Worker:
         std = share_noise(self._config, noise, plan.clip)
         return with_share(upload, std, self._share_key, plan.round, visit.client)
 
-    def train_or_drop(self, plan: RoundPlan, visit: Visit) -> Trained | Dropped:
+    def train_or_drop(self, plan: RoundPlan, visit: Visit, put: Callable[[Tensor], T]) -> Trained[T] | Dropped:
         """`train`, where with `clients.on_error: drop` one that fails is told and not raised."""
         try:
-            return self.train(plan, visit)
+            return self.train(plan, visit, put)
         except RunFailed as error:
             if self._config.clients.on_error == "fail":
                 raise
@@ -181,6 +201,11 @@ def _cast(model: torch.nn.Module, dtype: torch.dtype) -> Mapping[str, Tensor]:
         if not torch.equal(parameter.data.to(value.dtype), value):
             lost[name] = value
     return lost
+
+
+def _check_finite(value: float, loss: float) -> None:
+    if not math.isfinite(value):
+        raise RunFailed(f"training is not finite (loss {loss}); a smaller method.lr or method.max_grad_norm may help")
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from parablock_ray.algorithms.wire import Wire
 from parablock_ray.config.method import MethodConfig
 from parablock_ray.config.server import Mean
 from tests.algorithms.resuming import play_back
+from tests.algorithms.toy import sent
 
 SHAPES = {"layers.0.q_proj": (6, 5), "layers.1.q_proj": (4, 7)}
 
@@ -96,9 +97,8 @@ def run_lora_toy(toy: LoraToy) -> LoraHistory:
             moves = [target in blocks for target in history.targets]
             trained = _train(toy, visit.client, start, moves, plan.lr)
             sizes = [factor.numel() for factor in factors]
-            history.uploads[round, visit.client] = replica.finish(
-                [part.view_as(factor) for part, factor in zip(trained.split(sizes), factors, strict=True)]
-            )
+            parts = [part.view_as(factor) for part, factor in zip(trained.split(sizes), factors, strict=True)]
+            history.uploads[round, visit.client] = sent(replica, parts, wire)
             replica.remember(plan, visit, history.uploads[round, visit.client])
             for name, value in before.items():
                 assert torch.equal(live.parameters[f"{name}.weight"], value), "a visit must leave the weights alone"

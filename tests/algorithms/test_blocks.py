@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from parablock_ray.algorithms.blocks import add_from, difference, flatten, make_layout, unflatten_into, write_chunks
+from parablock_ray.algorithms.blocks import add_from, differences, flatten, make_layout, unflatten_into, write_chunks
 from parablock_ray.errors import UserError
 
 
@@ -91,14 +91,23 @@ def test_chunk_by_chunk_is_as_at_once(edges):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("are_live", [True, False])
-def test_difference_and_the_start_restored(dtype, are_live):
-    """Tensors of several pieces, of less than one, of other strides; trained in place, or beside the live ones."""
+@pytest.mark.parametrize("edges", [[], [100_001, 300_001], [300_000]])
+@pytest.mark.parametrize("start_edges", [[], [7, 200_000, 300_003]])
+def test_differences_and_the_start_restored(dtype, are_live, edges, start_edges):
+    """Tensors of several pieces, of less than one, of other strides; trained in place, or beside the live ones; each
+    chunk in the memory of the one before."""
     live = [torch.randn(300, 1000), torch.randn(3), torch.randn(5, 8)[:, 2:5]]
-    start = torch.randn(300_018)
+    start, memory = torch.randn(300_018).to(dtype), torch.empty(300_018, dtype=dtype)
     trained = live if are_live else [torch.randn(each.shape) for each in live]
     expected = (flatten(trained, torch.float32) - start).to(dtype)
     before = [each.clone() for each in live]
-    assert torch.equal(difference(trained, start, dtype, restore=None), expected)
+
+    def made(restore: list[torch.Tensor] | None) -> torch.Tensor:
+        parts = [start[first:last] for first, last in itertools.pairwise([0, *start_edges, 300_018])]
+        into = (memory[: last - first] for first, last in itertools.pairwise([0, *edges, 300_018]))
+        return torch.cat([chunk.clone() for chunk in differences(trained, parts, into, restore)])
+
+    assert torch.equal(made(restore=None), expected)
     assert all(torch.equal(*pair) for pair in zip(live, before, strict=True))
-    assert torch.equal(difference(trained, start, dtype, restore=live), expected)
-    assert torch.equal(flatten(live, torch.float32), start)
+    assert torch.equal(made(restore=live), expected)
+    assert torch.equal(flatten(live, torch.float32), start.to(torch.float32))

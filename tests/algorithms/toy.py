@@ -5,7 +5,7 @@ coordinates of one block. Everything that a round did is kept, so that tests can
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 
 import torch
@@ -70,6 +70,7 @@ def run_toy(toy: Toy) -> History:
     blocks = server.layout.blocks
     history = History(versions=[_all(master)], block_slices=_slices(blocks))
     applied = [-1] * toy.num_workers
+    arrived: list[tuple[Tensor, Tensor]] = []
     for round in range(method.num_rounds):
         plan = method.plan(round)
         history.plans.append(plan)
@@ -79,7 +80,9 @@ def run_toy(toy: Toy) -> History:
             worker = visit.client % toy.num_workers
             live, replica = lives[worker], replicas[worker]
             for update in server.updates(applied[worker], plan.reads, visit.variant):
-                replica.apply(update)
+                chunks = tuple(update.values[start:end] for start, end in wire.bounds(len(update.values)))
+                arrived += [(chunk, chunk.clone()) for chunk in chunks]
+                replica.apply(replace(update, chunks=chunks))
             replica.forget(plan.reads)
             applied[worker] = max(applied[worker], plan.reads)
             delta = _visit(toy, replica, live, blocks[plan.block].names, plan, visit, history)
@@ -98,6 +101,7 @@ def run_toy(toy: Toy) -> History:
             of_client = partial(_hosted, replicas)
             play_back(server, of_client, history.plans, states, history.deltas, wire)
             assert torch.equal(_all(master), history.final)
+    assert all(torch.equal(*pair) for pair in arrived), "what arrives may be others' too, and is only read"
     return history
 
 
@@ -139,10 +143,18 @@ def _visit(
     replica.start(plan, visit)
     history.starts[plan.round, visit.client] = _all(live)
     trained = _train(toy, visit.client, live, names, plan)
-    delta = replica.finish(trained)
+    delta = sent(replica, trained, Wire(toy.wire_dtype, toy.chunk_bytes))
     replica.remember(plan, visit, delta)
     assert torch.equal(_all(live), before), "a visit must leave the resident model as it was"
     return delta
+
+
+def sent(replica: Replica, trained: Sequence[Tensor], wire: Wire) -> Tensor:
+    """What a visit sends, made chunk by chunk in the same memory, as a worker does."""
+    bounds = wire.bounds(sum(each.numel() for each in trained))
+    memory = torch.empty(max(end - start for start, end in bounds), dtype=wire.dtype)
+    into = (memory[: end - start] for start, end in bounds)
+    return torch.cat([chunk.clone() for chunk in replica.finish(trained, into)])
 
 
 def _train(toy: Toy, client: int, live: dict[str, Tensor], names: Sequence[str], plan: RoundPlan) -> list[Tensor]:

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from parablock_ray.algorithms.base import RoundPlan, Sent
+from parablock_ray.errors import UserError
 from parablock_ray.network.links import Link
 from parablock_ray.runtime import exchange as exchange_module
-from parablock_ray.runtime.exchange import Arrival, Chunk, Exchange, Outbox, Stream
+from parablock_ray.runtime.exchange import FULL, Arrival, Chunk, Exchange, Outbox, Stream, put
 from parablock_ray.runtime.exchange import Inbox as RealInbox
 from parablock_ray.tracking.events import Span
 
@@ -88,6 +89,28 @@ def test_what_is_in_the_object_store_is_let_go_of(monkeypatch: pytest.MonkeyPatc
 
     asyncio.run(upload())
     assert alive == [False, False], "both are put before the first is delivered"
+
+
+def test_what_is_stored_already_is_not_stored_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    stored: list[np.ndarray] = []
+    monkeypatch.setattr(exchange_module.ray, "put", lambda payload: stored.append(payload) or payload)
+    server, chunks = Server(), [put(CHUNKS[0]), CHUNKS[1]]
+
+    async def upload() -> Span:
+        link = Link(0.8, 0.8, latency_s=0.0, half_duplex=False)
+        return await Exchange(0, 0, link, "duplex", Outbox(server, is_limited=False), Inbox())._upload(PLAN, chunks)
+
+    span = asyncio.run(upload())
+    assert (len(stored), server.arrived, span.num_bytes) == (2, [0, 1], 20_000)
+
+
+def test_a_store_that_is_full_is_the_users_to_mend(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(payload: np.ndarray) -> None:
+        raise FULL[0]("full")
+
+    monkeypatch.setattr(exchange_module.ray, "put", full)
+    with pytest.raises(UserError, match=r"object store of a node is full.*clients\.max_in_flight"):
+        put(CHUNKS[0])
 
 
 class PublishedAtOnce:
