@@ -138,9 +138,9 @@ def test_sigterm_ends_it_with_a_checkpoint(finished, tmp_path, monkeypatch):
     """After rounds that are on no schedule; it goes on to the same weights."""
     train, out = Worker.train, tmp_path / "run"
 
-    def stop(self, plan, visit):
+    def stop(self, plan, visit, put):
         os.kill(os.getpid(), signal.SIGTERM)
-        return train(self, plan, visit)
+        return train(self, plan, visit, put)
 
     longer = [*SMALL, "method.rounds=9", "checkpoint.every=null"]
     whole = CliRunner().invoke(cli.app, ["run", str(QUICKSTART), *longer, "--out", str(tmp_path / "whole")])

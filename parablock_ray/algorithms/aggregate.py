@@ -92,6 +92,7 @@ class RoundSum:
     def mean(self, chunk: int) -> Tensor:
         """Δ̄ of a complete chunk, the sum divided once by Σ w_i: in its place, for it is asked for once, and the caller
         may go on there. New memory for whole blocks costs more than the arithmetic."""
+        assert self._order
         assert self.is_complete(chunk)
         self._fold(chunk, divisor=sum(weight for _, weight in self._order))
         start, end = self.bounds[chunk]

@@ -35,17 +35,16 @@ def correction_factor(correction: str, visit: Visit) -> float:
             raise AssertionError(correction)
 
 
-def start_value(committed: Tensor, pending: Sequence[Tensor], factor: float) -> Tensor:
-    """committed + factor · Σ pending, in the precision of `committed`.
+def add_pending(committed: Tensor, pending: Sequence[Tensor], factor: float) -> Tensor:
+    """committed + factor · Σ pending, in its place and precision.
 
     Added one by one, oldest first, as the server will add them: so for one client the sum has the very bits that the
     server's block will have.
     """
-    value = committed
     for delta in pending:
         delta = delta.to(committed.device, committed.dtype)
-        value = value + (delta if factor == 1 else delta * factor)
-    return value
+        committed += delta if factor == 1 else delta * factor
+    return committed
 
 
 @dataclass(frozen=True)
@@ -125,8 +124,7 @@ class BlockReplica:
             committed = self._exact[block] = self._committed(block)
             deltas = [each.delta for each in pending if each.block == block]
             if deltas and factor != 0:
-                whole = flatten(committed, self._dtype) if len(committed) > 1 else committed[0].to(self._dtype)
-                unflatten_into(start_value(whole, deltas, factor), self._tensors[block])
+                unflatten_into(add_pending(flatten(committed, self._dtype), deltas, factor), self._tensors[block])
         as_committed = all(each.block != plan.block for each in pending)
         if as_committed and self._tensors[plan.block][0].dtype == self._dtype:
             start = self._exact[plan.block]  # of whole blocks no copy is made without need
@@ -185,5 +183,5 @@ class BlockReplica:
         model_dtype = self._tensors[block][0].dtype
         if torch.promote_types(committed[0].dtype, model_dtype) == model_dtype:
             return True
-        [exact] = committed
+        [exact] = committed  # such values are made whole
         return torch.equal(flatten(self._tensors[block], self._dtype).to(exact.device), exact)

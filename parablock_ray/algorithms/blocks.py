@@ -138,13 +138,15 @@ def _subtract(
     offset: int, made: Tensor, tensors: Sequence[Tensor], start: Sequence[Tensor], restore: Sequence[Tensor] | None
 ) -> None:
     """The part of `differences` that stands from place `offset` on, as long as `made`."""
-    num, backs = made.numel(), tensors if restore is None else restore
+    num, live = made.numel(), tensors if restore is None else restore
     with torch.no_grad():
-        for (tensor, place), (back, _) in zip(_parts(offset, num, tensors), _parts(offset, num, backs), strict=True):
+        for (tensor, place), (back, _) in zip(_parts(offset, num, tensors), _parts(offset, num, live), strict=True):
             for before, within in _parts(offset + place.start, tensor.numel(), start):
-                is_whole = before.numel() == tensor.numel()
-                both = (tensor, back) if is_whole else (tensor.view(-1)[within], back.view(-1)[within])
-                for now, was, moved, restored in _pieces(both[0], before, made[place][within], both[1]):
+                if before.numel() != tensor.numel():
+                    pieces = _pieces(tensor.view(-1)[within], before, made[place][within], back.view(-1)[within])
+                else:
+                    pieces = _pieces(tensor, before, made[place], back)
+                for now, was, moved, restored in pieces:
                     if moved.device == now.device:
                         torch.sub(now, was, out=moved)
                     else:

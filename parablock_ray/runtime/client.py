@@ -20,6 +20,7 @@ from torch import Tensor
 from parablock_ray.algorithms.base import RoundPlan, Visit
 from parablock_ray.algorithms.population import Attendance
 from parablock_ray.algorithms.wire import Wire
+from parablock_ray.config import Config
 from parablock_ray.errors import UserError
 from parablock_ray.network.links import Link
 from parablock_ray.runtime.base import RunSetup, worker_of
@@ -43,6 +44,13 @@ class _Round:
     inputs: Sequence[asyncio.Task[None]]
 
 
+def way_out(config: Config) -> Callable[[Tensor], Tensor | Stored]:
+    """What a worker does with a chunk as soon as it is made: into the object store, where it can leave at once. What
+    has to wait, for its link or for room at the server, or to be masked, waits in the worker's own memory."""
+    waits = config.network.mode != "none" or config.clients.max_in_flight is not None
+    return torch.clone if waits or config.secure_aggregation.enabled else put
+
+
 class ClientActor:
     """Hosts the clients of one worker (one, or many simulated ones in turn) around one resident model."""
 
@@ -61,12 +69,8 @@ class ClientActor:
         self._plans: asyncio.Queue[tuple[RoundPlan, Collection[int]]] = asyncio.Queue()
         self._attendance = Attendance(all_start=not setup.population.is_sampled)
         self._inbox = Inbox(server, self._wire.dtype, lambda fetch: self._tasks.create_task(fetch))
-        is_limited = config.clients.max_in_flight is not None
-        self._outbox = Outbox(server, is_limited)
-        # What waits for room, or to be masked, waits here and not in the store.
-        self._put: Callable[[Tensor], Tensor | Stored] = (
-            torch.clone if is_limited or config.secure_aggregation.enabled else put
-        )
+        self._outbox = Outbox(server, is_limited=config.clients.max_in_flight is not None)
+        self._put = way_out(config)
         self._exchanges: dict[int, Exchange] = {}
         self._under_way: defaultdict[int, dict[int, asyncio.Event]] = defaultdict(dict)  # client → round → is it over
         self._spans: defaultdict[tuple[int, int], list[Span]] = defaultdict(list)  # (round, client) → what it took
@@ -204,8 +208,8 @@ class ClientActor:
             updates = self._inbox.updates(after, reads, variant)
             if updates is None:
                 updates = [
-                    replace(update, chunks=(from_payload(payload, update.values.dtype),))
-                    for update, payload in await self._server.updates.remote(after, reads, variant)
+                    replace(update, chunks=(from_payload(await reference, update.values.dtype),))
+                    for update, reference in await self._server.updates.remote(after, reads, variant)
                 ]
             await self._run(partial(self._worker.advance, reads, updates))
             self._applied[variant] = max(after, reads)

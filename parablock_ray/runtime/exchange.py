@@ -46,7 +46,7 @@ def from_payload(payload: np.ndarray, dtype: torch.dtype) -> Tensor:
 
 @dataclass(frozen=True)
 class Stored:
-    """A vector that is in the object store, and its size, by the name that it has of a tensor."""
+    """A vector that is in the object store. Its bytes are `nbytes`, as a tensor's are."""
 
     reference: ray.ObjectRef
     nbytes: int
@@ -265,7 +265,8 @@ class Exchange:
         sends = []
         for index, (_, end_s) in enumerate(passes):
             chunk = chunks.pop(0)
-            stored = put(chunk) if isinstance(chunk, Tensor) else chunk  # before the wait, which hides the copy
+            # Before the wait, which hides the copy, if that is not made yet.
+            stored = put(chunk) if isinstance(chunk, Tensor) else chunk
             del chunk
             await _until(end_s)
             sent = Sent(plan.round, plan.block, self._client, index)

@@ -165,10 +165,14 @@ class ServerActor:
         del self._snapshots[round]
         return [reference]
 
-    async def updates(self, after: int, up_to: int, variant: int) -> list[tuple[Update, np.ndarray]]:
-        """What leads a reader that missed publications to x^{(≤ up_to)}; the values apart, as payloads."""
+    async def updates(self, after: int, up_to: int, variant: int) -> list[tuple[Update, ray.ObjectRef]]:
+        """What leads a reader that missed publications to x^{(≤ up_to)}; the values apart, as references to payloads:
+        where one is kept, no other is."""
         updates = await self._run(lambda: self._master.server.updates(after, up_to, variant))
-        return [(replace(update, chunks=(update.values[:0].clone(),)), as_payload(update.values)) for update in updates]
+        return [
+            (replace(update, chunks=(update.values[:0].clone(),)), ray.put(as_payload(update.values)))
+            for update in updates
+        ]
 
     async def taken_in(self, worker: int, reads: int) -> None:
         """This worker's model is x^{(≤ reads)}: what leads there is kept until all of them are so far."""

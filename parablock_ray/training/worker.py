@@ -95,7 +95,7 @@ class Worker:
         """One client's local steps in a round, from z_i. The model holds committed values afterwards.
 
         `put` copies a chunk away as soon as it is made, out of memory that the next one uses again: so the whole upload
-        is never here. It is not asked where all of it must be: pending, or to be cut to a norm.
+        need not be here. It is not asked where all of it must be: pending, or to be cut to a norm.
 
         Raises RunFailed, naming client, round and block, where the loss or the upload is not finite.
         """

@@ -11,12 +11,15 @@ import pytest
 import torch
 
 from parablock_ray.algorithms.base import RoundPlan, Sent
+from parablock_ray.config import load_config
 from parablock_ray.errors import UserError
 from parablock_ray.network.links import Link
 from parablock_ray.runtime import exchange as exchange_module
+from parablock_ray.runtime.client import way_out
 from parablock_ray.runtime.exchange import FULL, Arrival, Chunk, Exchange, Outbox, Stream, put
 from parablock_ray.runtime.exchange import Inbox as RealInbox
 from parablock_ray.tracking.events import Span
+from tests.runtime.federation import QUICKSTART
 
 PLAN = RoundPlan(round=1, block=0, reads=-1, visits=(), lr=0.0)
 CHUNKS = [torch.zeros(2500), torch.zeros(2500)]  # 10 kB each: 0.1 s at 0.8 Mbit/s
@@ -111,6 +114,20 @@ def test_a_store_that_is_full_is_the_users_to_mend(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(exchange_module.ray, "put", full)
     with pytest.raises(UserError, match=r"object store of a node is full.*clients\.max_in_flight"):
         put(CHUNKS[0])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "leaves_at_once"),
+    [
+        ([], True),
+        (["clients.max_in_flight=2"], False),
+        (["network.mode=shaped", "network.up_mbps=8", "network.down_mbps=8"], False),
+        (["network.mode=virtual", "network.up_mbps=8", "network.down_mbps=8"], False),
+        (["secure_aggregation.enabled=true", "secure_aggregation.clip=0.1"], False),
+    ],
+)
+def test_what_has_to_wait_does_not_wait_in_the_object_store(overrides: list[str], leaves_at_once: bool) -> None:
+    assert (way_out(load_config(QUICKSTART, overrides)) is put) == leaves_at_once
 
 
 class PublishedAtOnce:

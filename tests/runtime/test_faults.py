@@ -40,8 +40,8 @@ class MortalClient(ClientActor):
 
 
 class MortalUploader(ClientActor):
-    async def _exchange(self, plan, visit, upload):
-        await super()._exchange(plan, visit, upload)
+    async def _exchange(self, plan, visit, chunks):
+        await super()._exchange(plan, visit, chunks)
         if visit.client == 1:
             die_once(self._setup, plan.round)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import ray
+import torch
 from torch import Tensor
 
 from parablock_ray.algorithms.base import Sent
@@ -39,11 +40,12 @@ def no_number_at_the_end(upload: Tensor) -> Tensor:
 def sending(train: Callable, attack: Callable[[Tensor], Tensor]) -> Callable:
     """`Worker.train` of clients that send something else than what they trained, and hold what they trained."""
 
-    def attacked(plan, visit):
-        trained = train(plan, visit)
-        if (plan.round, visit.client) in WHERE:
-            return replace(trained, upload=attack(trained.upload))
-        return trained
+    def attacked(plan, visit, put):
+        trained = train(plan, visit, torch.clone)
+        if (plan.round, visit.client) not in WHERE:
+            return trained
+        sizes = [len(chunk) for chunk in trained.chunks]
+        return replace(trained, chunks=list(attack(torch.cat(trained.chunks)).split(sizes)))
 
     return attacked
 
@@ -117,10 +119,12 @@ def exaggerate(monkeypatch: pytest.MonkeyPatch) -> None:
         visits.append((plan.round, visit.client))
         return start(self, plan, visit)
 
+    def exaggerated(self, trained, into):
+        for chunk in finish(self, trained, into):
+            yield chunk.mul_(5 if visits[-1] in WHERE else 1)
+
     monkeypatch.setattr(BlockReplica, "start", noted)
-    monkeypatch.setattr(
-        BlockReplica, "finish", lambda self, trained: finish(self, trained) * (5 if visits[-1] in WHERE else 1)
-    )
+    monkeypatch.setattr(BlockReplica, "finish", exaggerated)
 
 
 @pytest.mark.parametrize(

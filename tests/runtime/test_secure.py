@@ -52,9 +52,9 @@ class Spy:
         self.means: list[tuple[Tensor, int]] = []
         train, receive, receive_sum = Worker.train, Master.receive, BlockServer.receive_sum
 
-        def spied_train(worker, plan, visit):
-            trained = train(worker, plan, visit)
-            self.deltas[plan.round, visit.client] = trained.upload.clone()
+        def spied_train(worker, plan, visit, put):
+            trained = train(worker, plan, visit, put)
+            self.deltas[plan.round, visit.client] = torch.cat(trained.chunks)
             return trained
 
         def spied_receive(master, sent, values):
