@@ -177,14 +177,14 @@ def ratio_row(name: str, ours: Sequence[float], theirs: Sequence[float]) -> Row:
 
 
 def start_up(job: Job, peers: Sequence[Peer], options: argparse.Namespace) -> Iterator[Row]:
+    has_run = {"torch"} if options.jobs else set()
+    has_run |= {peer.name for peer in peers if {*peer.jobs} & {*options.jobs}}
     for how in ["warm", "cold"] if options.cold else ["warm"]:
         sides: dict[str, Callable[[Path], float]] = {
             "torch": partial(our_start_s, engine="torch"),
             "deepspeed": partial(our_start_s, engine="deepspeed"),
             **{peer.name: partial(its_start_s, peer=peer) for peer in peers},
         }
-        has_run = {"torch"} if options.jobs else set()
-        has_run |= {peer.name for peer in peers if {*peer.jobs} & {*options.jobs}}
         seconds: dict[str, list[float]] = {side: [] for side in sides}
         with tempfile.TemporaryDirectory() as root:
             for turn in range(options.start_ups + 1):
@@ -198,6 +198,7 @@ def start_up(job: Job, peers: Sequence[Peer], options: argparse.Namespace) -> It
                     note(f"start-up, {how}, {side}: {found_s:.1f} s" + ("" if turn else ", not counted"))
                     if turn > 0:
                         seconds[side].append(found_s)
+        has_run = set(sides)
         slower = [max(pair) for pair in zip(seconds["torch"], seconds["deepspeed"], strict=True)]
         for peer in peers:
             yield ratio_row(f"vs_{peer.name}/start_up" + ("/cold" if how == "cold" else ""), slower, seconds[peer.name])

@@ -93,13 +93,11 @@ class BlockReplica:
     def apply(self, update: Update) -> None:
         """A committed value takes the place of the block's old one."""
         assert self._under_way is None, "a value may not arrive in the middle of a visit"
-        block, live, wire = update.block, self._tensors[update.block][0], update.chunks[0]
+        block, wire_dtype, model_dtype = update.block, update.chunks[0].dtype, self._tensors[update.block][0].dtype
         self._let_go_of_kept()
         self._exact.pop(block, None)
-        if torch.promote_types(wire.dtype, live.dtype) != live.dtype:
+        if torch.promote_types(wire_dtype, model_dtype) != model_dtype:
             self._exact[block] = [flatten(update.chunks, self._dtype)]
-        elif wire.device == live.device:
-            self._exact[block], self._kept = update.chunks, block  # as they came: nobody writes into them
         write_chunks(update.chunks, self._tensors[block])
 
     def forget(self, reads: int) -> None:

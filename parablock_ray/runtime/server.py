@@ -166,8 +166,7 @@ class ServerActor:
         return [reference]
 
     async def updates(self, after: int, up_to: int, variant: int) -> list[tuple[Update, ray.ObjectRef]]:
-        """What leads a reader that missed publications to x^{(≤ up_to)}; the values apart, as references to payloads:
-        where one is kept, no other is."""
+        """What leads a reader that missed publications to x^{(≤ up_to)}; the values apart: references to payloads."""
         updates = await self._run(lambda: self._master.server.updates(after, up_to, variant))
         return [
             (replace(update, chunks=(update.values[:0].clone(),)), ray.put(as_payload(update.values)))

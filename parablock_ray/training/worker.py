@@ -95,7 +95,8 @@ class Worker:
         """One client's local steps in a round, from z_i. The model holds committed values afterwards.
 
         `put` copies a chunk away as soon as it is made, out of memory that the next one uses again: so the whole upload
-        need not be here. It is not asked where all of it must be: pending, or to be cut to a norm.
+        need not be here. It is not asked where all of it must be, pending or to be cut to a norm, nor for a single
+        chunk, which may as well be copied while the next client trains.
 
         Raises RunFailed, naming client, round and block, where the loss or the upload is not finite.
         """
@@ -106,9 +107,9 @@ class Worker:
                 for batch in self._batches(plan.round, visit.client, self._config.method.local_steps)
             ]
             trained, loss = self._engine.end(), sum(losses) / len(losses)
-            needs_whole = plan.clip is not None or self._config.method.staleness > 0
             bounds = self._upload_wire.bounds(sum(tensor.numel() for tensor in trained))
-            if not needs_whole:
+            needs_whole = plan.clip is not None or self._config.method.staleness > 0
+            if len(bounds) > 1 and not needs_whole:
                 memory = torch.empty(max(end - start for start, end in bounds), dtype=self._wire.dtype)
                 into = (memory[: end - start] for start, end in bounds)
                 return Trained([put(chunk) for chunk in self._made(trained, loss, into)], loss)

@@ -49,6 +49,15 @@ def test_chunks_are_put_away_from_one_memory(tmp_path):
     assert any(chunk.abs().max() > 0 for chunk in chunks)
 
 
+def test_a_single_chunk_is_left_to_whoever_sends_it(tmp_path):
+    put = Put()
+    worker, plan = made(tmp_path, "method.name=fedbcd", "network.chunk_mb=32")
+    [chunk] = worker.train(plan, plan.visits[0], put).chunks
+    [other] = worker.train(plan, plan.visits[1], put).chunks
+    assert put.places == []
+    assert not torch.equal(chunk, other), "in memory of its own"
+
+
 @pytest.mark.parametrize("place", [0, -1])
 def test_a_chunk_that_is_not_finite_is_not_put_away(tmp_path, monkeypatch, place):
     """Nor those behind it; and the model holds its committed values afterwards."""
