@@ -53,14 +53,14 @@ def arguments() -> argparse.Namespace:
 
 def passes(tensors: Sequence[Tensor], chunks: Sequence[Tensor]) -> dict[str, float]:
     """Seconds by pass. `chunks`: of a vector as long as the model, in the object store."""
-    memory = torch.empty(max(map(len, chunks)), dtype=WIRE.dtype)
+    start, memory = torch.cat(list(chunks)), torch.empty(max(map(len, chunks)), dtype=WIRE.dtype)
 
     def look() -> None:
         for chunk in chunks:
             torch.aminmax(chunk)
 
     def delta() -> None:
-        for _ in differences(tensors, chunks, (memory[: len(chunk)] for chunk in chunks), restore=tensors):
+        for _ in differences(tensors, start, (memory[: len(chunk)] for chunk in chunks), restore=tensors):
             pass
 
     def store() -> None:

@@ -57,7 +57,7 @@ class _Pending:
 @dataclass(frozen=True)
 class _UnderWay:
     block: int
-    start: Sequence[Tensor]  # z_i[b_t], flat, after the cast; read only
+    start: Tensor  # z_i[b_t], flat, after the cast, widened to fp32; read only
     dressed: tuple[int, ...]  # blocks that may not hold their committed values
 
 
@@ -80,9 +80,9 @@ class BlockReplica:
         self._correction, self._staleness, self._wire = config.correction, config.staleness, wire
         self._tensors = [[parameters[name] for name in block.names] for block in layout.blocks]
         self._dtype = torch.promote_types(self._tensors[0][0].dtype, torch.float32)
-        # Committed values that the live parameters cannot hold, or do not now: flat, in one chunk or several.
-        self._exact: dict[int, Sequence[Tensor]] = {
-            block.index: [flatten((exact.get(name, parameters[name].cpu()) for name in block.names), self._dtype)]
+        # Committed values that the live parameters cannot hold, or do not now.
+        self._exact: dict[int, Tensor] = {
+            block.index: flatten((exact.get(name, parameters[name].cpu()) for name in block.names), self._dtype)
             for block in layout.blocks
             if any(name in exact for name in block.names)
         }
@@ -97,7 +97,7 @@ class BlockReplica:
         self._let_go_of_kept()
         self._exact.pop(block, None)
         if torch.promote_types(wire_dtype, model_dtype) != model_dtype:
-            self._exact[block] = [flatten(update.chunks, self._dtype)]
+            self._exact[block] = flatten(update.chunks, self._dtype)
         write_chunks(update.chunks, self._tensors[block])
 
     def forget(self, reads: int) -> None:
@@ -122,12 +122,12 @@ class BlockReplica:
             committed = self._exact[block] = self._committed(block)
             deltas = [each.delta for each in pending if each.block == block]
             if deltas and factor != 0:
-                unflatten_into(add_pending(flatten(committed, self._dtype), deltas, factor), self._tensors[block])
+                unflatten_into(add_pending(committed.clone(), deltas, factor), self._tensors[block])
         as_committed = all(each.block != plan.block for each in pending)
         if as_committed and self._tensors[plan.block][0].dtype == self._dtype:
             start = self._exact[plan.block]  # of whole blocks no copy is made without need
         else:
-            start = [flatten(self._tensors[plan.block], self._dtype)]
+            start = flatten(self._tensors[plan.block], self._dtype)
         self._under_way = _UnderWay(plan.block, start, dressed)
         return self._tensors[plan.block]
 
@@ -159,7 +159,7 @@ class BlockReplica:
             return
         for block in under_way.dressed:
             committed = self._exact[block]
-            write_chunks(committed, self._tensors[block])
+            unflatten_into(committed, self._tensors[block])
             if not self._holds(block, committed):
                 continue
             if block == under_way.block:
@@ -172,14 +172,12 @@ class BlockReplica:
             del self._exact[self._kept]
         self._kept = None
 
-    def _committed(self, block: int) -> Sequence[Tensor]:
+    def _committed(self, block: int) -> Tensor:
         exact = self._exact.get(block)
-        return [flatten(self._tensors[block], self._dtype)] if exact is None else exact
+        return flatten(self._tensors[block], self._dtype) if exact is None else exact
 
-    def _holds(self, block: int, committed: Sequence[Tensor]) -> bool:
+    def _holds(self, block: int, committed: Tensor) -> bool:
         """Whether the live parameters hold this value without rounding."""
-        model_dtype = self._tensors[block][0].dtype
-        if torch.promote_types(committed[0].dtype, model_dtype) == model_dtype:
+        if self._tensors[block][0].dtype == committed.dtype:
             return True
-        [exact] = committed  # such values are made whole
-        return torch.equal(flatten(self._tensors[block], self._dtype).to(exact.device), exact)
+        return torch.equal(flatten(self._tensors[block], self._dtype).to(committed.device), committed)

@@ -116,10 +116,10 @@ def add_from(start: int, values: Tensor, tensors: Iterable[Tensor]) -> Tensor:
 
 
 def differences(
-    tensors: Sequence[Tensor], start: Sequence[Tensor], into: Iterable[Tensor], restore: Sequence[Tensor] | None
+    tensors: Sequence[Tensor], start: Tensor, into: Iterable[Tensor], restore: Sequence[Tensor] | None
 ) -> Iterator[Tensor]:
-    """What the tensors hold minus `start` (flat chunks, one after the other, on the same device), in the precision of
-    the tensors, rounded once: each vector of `into` in turn, when it holds its part.
+    """What the tensors hold minus `start` (flat, on the same device), in the precision of the tensors, rounded once:
+    each vector of `into` in turn, when it holds its part.
 
     `into`: 1-D, of the wire's dtype, together as long as the tensors. One may be the memory of the one before.
     `restore` (None: nothing): tensors of the same shapes, perhaps the same ones, which take `start` in the same pass.
@@ -135,24 +135,20 @@ def differences(
 
 
 def _subtract(
-    offset: int, made: Tensor, tensors: Sequence[Tensor], start: Sequence[Tensor], restore: Sequence[Tensor] | None
+    offset: int, made: Tensor, tensors: Sequence[Tensor], start: Tensor, restore: Sequence[Tensor] | None
 ) -> None:
     """The part of `differences` that stands from place `offset` on, as long as `made`."""
     num, live = made.numel(), tensors if restore is None else restore
+    before = start[offset : offset + num]
     with torch.no_grad():
         for (tensor, place), (back, _) in zip(_parts(offset, num, tensors), _parts(offset, num, live), strict=True):
-            for before, within in _parts(offset + place.start, tensor.numel(), start):
-                if before.numel() != tensor.numel():
-                    pieces = _pieces(tensor.view(-1)[within], before, made[place][within], back.view(-1)[within])
+            for now, was, moved, restored in _pieces(tensor, before[place], made[place], back):
+                if moved.device == now.device:
+                    torch.sub(now, was, out=moved)
                 else:
-                    pieces = _pieces(tensor, before, made[place], back)
-                for now, was, moved, restored in pieces:
-                    if moved.device == now.device:
-                        torch.sub(now, was, out=moved)
-                    else:
-                        moved.copy_(torch.sub(now, was).to(moved.dtype))
-                    if restore is not None:
-                        restored.copy_(was)
+                    moved.copy_(torch.sub(now, was).to(moved.dtype))
+                if restore is not None:
+                    restored.copy_(was)
 
 
 def _pieces(
