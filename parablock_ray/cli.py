@@ -12,6 +12,7 @@ from parablock_ray import __version__
 from parablock_ray.accounting import privacy_line
 from parablock_ray.config import Config, load_config
 from parablock_ray.errors import RunFailed, Stopped, UserError
+from parablock_ray.importing import fast_imports
 from parablock_ray.starting import own_cluster_of
 
 app = typer.Typer(
@@ -49,7 +50,8 @@ def run(
     with _exit_codes():
         checked = load_config(config, (overrides or []) + options)
         with own_cluster_of(checked):  # takes seconds: not for a mistake in the config
-            from parablock_ray.driver import run as run_experiment
+            with fast_imports():
+                from parablock_ray.driver import run as run_experiment
 
             with _stopping(Path(checked.out)):
                 run_experiment(checked)

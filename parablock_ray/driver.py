@@ -34,7 +34,6 @@ from parablock_ray.participation import Late, Participation
 from parablock_ray.pricing import Pricing, VirtualBook, price
 from parablock_ray.privacy import KEY_FILE, Privacy
 from parablock_ray.recovery import recover
-from parablock_ray.reporting.command import page_of_run
 from parablock_ray.runtime.base import RunSetup, Runtime
 from parablock_ray.runtime.make import make_runtime, runtime_sinks
 from parablock_ray.secure_terms import check_secure_aggregation, clip_before_rounding
@@ -55,7 +54,7 @@ from parablock_ray.training.model import load_tokenizer, max_context, model_conf
 
 _logger = logging.getLogger(__name__)
 
-_RUN_FILES = ("config.yaml", "clients.svg", "events.jsonl", "metrics.jsonl", "evaluations.jsonl", KEY_FILE)
+_RUN_FILES = ("config.yaml", "events.jsonl", "metrics.jsonl", "evaluations.jsonl", KEY_FILE)
 Judge = Callable[[Path], list[TaskResult]]
 """What the model of a folder is found to do."""
 
@@ -140,8 +139,6 @@ def _attempt(experiment: _Experiment, resumed: Resumed | None, num_replays: int)
         for sink in sinks:
             cleanup.callback(sink.close)
         cleanup.callback(runtime.close)  # what comes last here closes first
-        with told_if_full(out / "clients.svg", "start again"):
-            split_figure(experiment.data.report.labels).savefig(out / "clients.svg", format="svg")
         console.print(f"starting {config.runtime} with {config.model.name}", highlight=False)
         info = runtime.start()
         loss_before = runtime.evaluate() if resumed is None else resumed.loss_before
@@ -162,6 +159,8 @@ def _attempt(experiment: _Experiment, resumed: Resumed | None, num_replays: int)
         with told_if_full(out, RESUME):
             final = runtime.finish(out / "model")
         timeline, priced = price(events, pricing)
+        with told_if_full(out, RESUME):
+            split_figure(experiment.data.report.labels).savefig(out / "clients.svg", format="svg")
         write_trace(out, config, priced if virtual else events)
         write_kept_ranks(out, events)
         summary = {
@@ -351,6 +350,8 @@ def write_kept_ranks(out: Path, events: Sequence[Event]) -> None:
 
 def write_page(out: Path) -> None:
     """`report.html`, of this run alone."""
+    from parablock_ray.reporting.command import page_of_run  # draws with matplotlib, which a start need not wait for
+
     page, file = page_of_run(out), out / "report.html"
     with told_if_full(file, f"parablock report {out} --out {file}"):
         file.write_text(page, "utf-8")

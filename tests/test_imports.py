@@ -51,6 +51,7 @@ RANKS = {
     "stopping": 0,
     "json_files": 0,
     "errors": 0,
+    "importing": 0,
 }
 OPEN_TO_ALL = {"", "__version__"}  # the package itself, which imports nothing
 ONLY_IN = (
@@ -118,6 +119,15 @@ def test_no_process_of_a_run_loads_what_its_config_may_not_ask_for() -> None:
     ask = f"import json, sys, {modules}; print(json.dumps(sorted(sys.modules)))"
     said = subprocess.run([sys.executable, "-c", ask], check=True, capture_output=True, text=True).stdout
     assert NOT_AT_START.isdisjoint(json.loads(said.splitlines()[-1]))
+
+
+def test_a_driver_does_without_the_code_of_models() -> None:
+    """It needs configs and tokenizers; models are for the processes that train or evaluate them."""
+    ask = (
+        "import json, sys, parablock_ray.driver, parablock_ray.runtime.cluster; print(json.dumps(sorted(sys.modules)))"
+    )
+    said = subprocess.run([sys.executable, "-c", ask], check=True, capture_output=True, text=True).stdout
+    assert {"transformers.modeling_utils", "matplotlib"}.isdisjoint(json.loads(said.splitlines()[-1]))
 
 
 def test_every_room_has_its_rank() -> None:

@@ -33,11 +33,9 @@ from parablock_ray.runtime.placement import (
     server_node,
     without,
 )
-from parablock_ray.runtime.server import ServerActor
-from parablock_ray.server_memory import first_traffic, server_bytes
+from parablock_ray.runtime.server import ServerActor, needed_bytes
 from parablock_ray.tracking.evaluations import Evaluated
 from parablock_ray.tracking.events import Committed, Dropped, Event
-from parablock_ray.training.model import model_shapes
 
 _PING_S = 5.0  # for an answer of a process that may be dead
 _MAX_CONCURRENT_CALLS = 10_000  # long polls of many clients wait side by side in an actor
@@ -70,8 +68,11 @@ class RayRuntime:
         self._connection = connect(config)
         setup = self._shared(self._setup)
         links = self._shared(paced_links(config.network, config.clients.num, config.seed))
-        server_memory, there = self._server_memory(), nodes()
-        server_on = server_node(there, ray.get_runtime_context().get_node_id(), server_memory)
+        there, here = nodes(), ray.get_runtime_context().get_node_id()
+        # Nobody else asks for memory of our own cluster, and the server's process has the model's code before us.
+        is_told_later = self._connection is Connection.WARM
+        server_memory = 0 if is_told_later else needed_bytes(self._setup)
+        server_on = server_node(there, here, server_memory)
         placed = self._placement(setup, links, without(there, server_on, server_memory))
         num_workers = placed.num_workers
         self._assignment = Assignment(num_workers)
@@ -97,17 +98,13 @@ class RayRuntime:
         with_cores = real_cores(self._connection, there)
         if config.evaluation.every is not None and has_core_to_spare(config, with_cores, num_workers):
             self._start_evaluator(config.workers.threads)
+        if is_told_later:
+            server_node(there, here, self._get(self._server.needed_bytes.remote()))
         info = self._get(self._server.load.remote())
         for index, load in enumerate(loads):
             self._get(load, self._worker_name(index))
         self._runs = [worker.run.remote() for worker in self._workers]
         return cast(RuntimeInfo, info)
-
-    def _server_memory(self) -> int:
-        """Bytes that Ray keeps for the server: as `parablock plan` tells them."""
-        config = self._setup.config
-        shapes = model_shapes(config.model.name)
-        return sum(server_bytes(config, shapes, first_traffic(config, self._setup.population, shapes)).values())
 
     def _placement(self, setup: ray.ObjectRef, links: ray.ObjectRef, there: Sequence[NodeResources]) -> Placement:
         """As the config has it; where it leaves the number open, by the memory that a worker takes when it is tried."""

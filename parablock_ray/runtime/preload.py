@@ -4,5 +4,11 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch reads it; only workers of one thread find such processes
 
-import parablock_ray.runtime.client
-import parablock_ray.runtime.server  # noqa: F401
+from parablock_ray.importing import fast_imports
+
+with fast_imports():
+    import parablock_ray.runtime.client
+    import parablock_ray.runtime.server  # noqa: F401
+    from parablock_ray.training.model import import_model_code
+
+    import_model_code()

@@ -24,8 +24,10 @@ from parablock_ray.runtime.exchange import Chunk, Stream, as_payload, from_paylo
 from parablock_ray.runtime.in_flight import InFlight
 from parablock_ray.runtime.memory import peak_rss_bytes
 from parablock_ray.runtime.secure import Messages
+from parablock_ray.server_memory import first_traffic, server_bytes
 from parablock_ray.tracking.events import Committed, Dropped, Event, Span
 from parablock_ray.training.master import Master
+from parablock_ray.training.model import model_shapes
 from parablock_ray.training.uploads import write_uploads
 
 T = TypeVar("T")
@@ -72,6 +74,10 @@ class ServerActor:
             lambda: Master(setup.config, setup.population, setup.data, self._run_folder, setup.attempt)
         )
         return RuntimeInfo(self._num_workers)
+
+    def needed_bytes(self) -> int:
+        """See below."""
+        return needed_bytes(self._setup)
 
     async def restore(self, saved: Checkpoint, plans: Sequence[RoundPlan]) -> None:
         """Go on from a checkpoint; before the first round."""
@@ -287,3 +293,10 @@ class ServerActor:
 
     async def _run(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+
+def needed_bytes(setup: RunSetup) -> int:
+    """The memory of a run's server, as `parablock plan` tells it."""
+    shapes = model_shapes(setup.config.model.name)
+    most = first_traffic(setup.config, setup.population, shapes)
+    return sum(server_bytes(setup.config, shapes, most).values())

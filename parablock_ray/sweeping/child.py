@@ -9,6 +9,7 @@ from pathlib import Path
 
 from parablock_ray.config import load_config
 from parablock_ray.errors import RunFailed, Stopped, UserError
+from parablock_ray.importing import fast_imports
 from parablock_ray.starting import own_cluster_of
 
 
@@ -18,7 +19,8 @@ def main(config_file: str, failure_file: str) -> None:
     try:
         config = load_config(config_file, [])
         with own_cluster_of(config):  # takes seconds, in which Ctrl-C ends us too
-            from parablock_ray.resume import run_or_resume
+            with fast_imports():
+                from parablock_ray.resume import run_or_resume
 
             run_or_resume(config)
     except (UserError, RunFailed, Stopped) as error:

@@ -2,10 +2,12 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _MAX_ROWS = 20  # clients that a table shows one by one; of more, some by size
 _MAX_BARS = 200  # clients that a picture shows one by one; of more, the distribution of sizes
@@ -48,8 +50,11 @@ def split_table(counts: Counts) -> Table:
     return table
 
 
-def split_figure(counts: Counts) -> Figure:
+def split_figure(counts: Counts) -> "Figure":
     """A bar a client, stacked by label; of very many clients how many have which size."""
+    from matplotlib.figure import Figure  # not before a run starts, which it would delay
+    from matplotlib.ticker import MaxNLocator
+
     held = sizes(counts)
     figure = Figure(figsize=(10, 4), layout="constrained")
     axes = figure.subplots()

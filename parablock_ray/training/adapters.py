@@ -1,22 +1,27 @@
 """Adapters beside the linear modules of a model, by PEFT: one set for every rank that clients have, and those that a
 run ends with as PEFT's folder. PEFT takes a second to import, so processes without adapters do without."""
 
+from __future__ import annotations
+
 import shutil
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import Parameter
-from transformers import PreTrainedModel
 
 from parablock_ray.algorithms.adapters import all_ranks, find_targets
 from parablock_ray.algorithms.lora import Adapter, fit
 from parablock_ray.checkpoint import save_tensors
 from parablock_ray.config.lora import LoraConfig
 from parablock_ray.errors import UserError
+
+if TYPE_CHECKING:  # see training/model.py
+    from transformers import PreTrainedModel
 
 ADAPTER_FOLDER = "adapter"  # in the run folder
 _WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"  # PEFT's names

