@@ -159,8 +159,6 @@ def _attempt(experiment: _Experiment, resumed: Resumed | None, num_replays: int)
         with told_if_full(out, RESUME):
             final = runtime.finish(out / "model")
         timeline, priced = price(events, pricing)
-        with told_if_full(out, RESUME):
-            split_figure(experiment.data.report.labels).savefig(out / "clients.svg", format="svg")
         write_trace(out, config, priced if virtual else events)
         write_kept_ranks(out, events)
         summary = {
@@ -185,6 +183,7 @@ def _attempt(experiment: _Experiment, resumed: Resumed | None, num_replays: int)
         }
         for sink in sinks:
             sink.finish(summary)
+        write_split(experiment)
         privacy.forget_key()
         for evaluated in runtime.remaining_evaluations():
             tell_evaluation(asdict(evaluated), sinks)
@@ -337,6 +336,13 @@ def write_trace(out: Path, config: Config, events: Sequence[Event]) -> None:
     with told_if_full(out, RESUME):
         (out / "trace.json").write_text(json.dumps(trace) + "\n", "utf-8")
         (out / "timeline.svg").write_text(picture, "utf-8")
+
+
+def write_split(experiment: _Experiment) -> None:
+    """`clients.svg`. Not before the run: drawing would delay its start."""
+    figure, file = split_figure(experiment.data.report.labels), experiment.out / "clients.svg"
+    with told_if_full(file, f"parablock data {experiment.out / 'config.yaml'} --out {file}"):
+        figure.savefig(file, format="svg")
 
 
 def write_kept_ranks(out: Path, events: Sequence[Event]) -> None:

@@ -1,6 +1,7 @@
 """Imports that take seconds, in fewer of them."""
 
 import gc
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,11 +10,12 @@ from contextlib import contextmanager
 def fast_imports() -> Iterator[None]:
     """Python's garbage collector stands still meanwhile, and never looks at what was imported. It would walk all of
     those objects time and again, a tenth of the time that torch and transformers take, for hardly any garbage."""
-    was_on = gc.isenabled()
+    was_on, num_before = gc.isenabled(), len(sys.modules)
     gc.disable()
     try:
         yield
     finally:
-        gc.freeze()
+        if len(sys.modules) > num_before:
+            gc.freeze()
         if was_on:
             gc.enable()

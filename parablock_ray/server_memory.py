@@ -1,4 +1,4 @@
-"""What a run's server holds in memory: `plan` tells it, and Ray is asked for it."""
+"""What a run's server holds in memory: `plan` tells it, Ray is asked for it, and what is too much is refused."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

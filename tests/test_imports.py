@@ -115,14 +115,14 @@ def test_imports_point_downwards(file: Path) -> None:
 
 def test_no_process_of_a_run_loads_what_its_config_may_not_ask_for() -> None:
     """Every one of them would take the seconds again."""
-    modules = ", ".join(f"parablock_ray.runtime.{name}" for name in ("client", "server", "serial", "cluster"))
+    modules = ", ".join(f"parablock_ray.runtime.{name}" for name in ("preload", "serial", "cluster"))
     ask = f"import json, sys, {modules}; print(json.dumps(sorted(sys.modules)))"
     said = subprocess.run([sys.executable, "-c", ask], check=True, capture_output=True, text=True).stdout
     assert NOT_AT_START.isdisjoint(json.loads(said.splitlines()[-1]))
 
 
 def test_a_driver_does_without_the_code_of_models() -> None:
-    """It needs configs and tokenizers; models are for the processes that train or evaluate them."""
+    """Where it needs configs and tokenizers alone: models are for the processes that train or evaluate them."""
     ask = (
         "import json, sys, parablock_ray.driver, parablock_ray.runtime.cluster; print(json.dumps(sorted(sys.modules)))"
     )

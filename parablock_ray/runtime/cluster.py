@@ -20,7 +20,7 @@ from parablock_ray.network.links import paced_links
 from parablock_ray.runtime.assignment import Assignment
 from parablock_ray.runtime.base import FinalState, RunSetup, RuntimeInfo
 from parablock_ray.runtime.client import ClientActor
-from parablock_ray.runtime.connection import Connection, connect, disconnect, usable_cpus
+from parablock_ray.runtime.connection import Connection, connect, disconnect, usable_cpus, will_be_warm
 from parablock_ray.runtime.exchange import FULL, STORE_FULL
 from parablock_ray.runtime.memory import ProcessMemory, peak_rss_bytes
 from parablock_ray.runtime.placement import (
@@ -65,13 +65,13 @@ class RayRuntime:
 
     def start(self) -> RuntimeInfo:
         config = self._setup.config
+        # Nobody else asks for memory of our own cluster, and the server's process there has the model's code before us.
+        # Else we import that first: see `own_cluster_of`.
+        server_memory = 0 if will_be_warm(config) else needed_bytes(self._setup)
         self._connection = connect(config)
         setup = self._shared(self._setup)
         links = self._shared(paced_links(config.network, config.clients.num, config.seed))
         there, here = nodes(), ray.get_runtime_context().get_node_id()
-        # Nobody else asks for memory of our own cluster, and the server's process has the model's code before us.
-        is_told_later = self._connection is Connection.WARM
-        server_memory = 0 if is_told_later else needed_bytes(self._setup)
         server_on = server_node(there, here, server_memory)
         placed = self._placement(setup, links, without(there, server_on, server_memory))
         num_workers = placed.num_workers
@@ -95,12 +95,13 @@ class RayRuntime:
             for index in range(num_workers)
         ]
         loads = [worker.load.remote() for worker in self._workers]
+        if self._connection is Connection.WARM:
+            server_node(there, here, self._get(self._server.needed_bytes.remote()))
+        loading = self._server.load.remote()
         with_cores = real_cores(self._connection, there)
         if config.evaluation.every is not None and has_core_to_spare(config, with_cores, num_workers):
             self._start_evaluator(config.workers.threads)
-        if is_told_later:
-            server_node(there, here, self._get(self._server.needed_bytes.remote()))
-        info = self._get(self._server.load.remote())
+        info = self._get(loading)
         for index, load in enumerate(loads):
             self._get(load, self._worker_name(index))
         self._runs = [worker.run.remote() for worker in self._workers]

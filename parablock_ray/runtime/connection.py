@@ -42,6 +42,13 @@ def connect(config: Config) -> Connection:
     return _ours
 
 
+def will_be_warm(config: Config) -> bool:
+    """Whether `connect` will say so."""
+    if ray.is_initialized():
+        return _ours is Connection.WARM
+    return not os.environ.get("RAY_ADDRESS") and _is_warm(config.workers)
+
+
 def disconnect() -> None:
     """End the cluster, if this process has started it."""
     global _ours
@@ -53,10 +60,8 @@ def disconnect() -> None:
 def _start(workers: WorkersConfig) -> Connection:
     """Ray starts a process for each CPU at once, before anybody asks for one. Where it is known how many there will
     be, it is told of so many CPUs, whatever the machine has, and they load what they will need."""
-    if workers.num == "auto":
-        num_cpus, is_warm = usable_cpus(), False
-    else:  # one more for the server: it takes no CPU, and is a process
-        num_cpus, is_warm = (workers.num + 1) * workers.threads, workers.threads == 1
+    # One more for the server: it takes no CPU, and is a process.
+    num_cpus = usable_cpus() if workers.num == "auto" else (workers.num + 1) * workers.threads
     warming = {
         "RAY_preload_python_modules": "parablock_ray.runtime.preload",
         # Ray's own limit is one for each core, and there is the server.
@@ -65,7 +70,7 @@ def _start(workers: WorkersConfig) -> Connection:
         "RAY_num_workers_soft_limit": str(num_cpus + 1),
     }
     cold = {"RAY_prestart_worker_first_driver": "0"}  # they would have another environment than our actors
-    with _environment(warming if is_warm else cold):
+    with _environment(warming if _is_warm(workers) else cold):
         ray.init(
             address="local",  # a new one, whatever else runs on this machine
             num_cpus=num_cpus,
@@ -73,7 +78,11 @@ def _start(workers: WorkersConfig) -> Connection:
             log_to_driver=False,
             logging_level="ERROR",
         )
-    return Connection.WARM if is_warm else Connection.OURS
+    return Connection.WARM if _is_warm(workers) else Connection.OURS
+
+
+def _is_warm(workers: WorkersConfig) -> bool:
+    return workers.num != "auto" and workers.threads == 1
 
 
 @contextmanager

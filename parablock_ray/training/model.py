@@ -113,6 +113,7 @@ def model_config(name: str) -> PretrainedConfig:
 def model_shapes(name: str) -> dict[str, torch.Tensor]:
     """The model's parameters by name, tied ones once, as `named_parameters()` has them: shapes without values, on
     torch's meta device. Loads no weights. Raises UserError as `load_model` does."""
+    import_model_code()  # not where every new tensor is a meta tensor
     from transformers import AutoModelForCausalLM
 
     config = model_config(name)

@@ -11,7 +11,7 @@ import ray
 from parablock_ray.config import Config, load_config
 from parablock_ray.runtime import cluster, connection
 from parablock_ray.runtime.cluster import real_cores
-from parablock_ray.runtime.connection import Connection, connect, disconnect
+from parablock_ray.runtime.connection import Connection, connect, disconnect, will_be_warm
 from parablock_ray.runtime.placement import NodeResources, has_core_to_spare
 from parablock_ray.starting import own_cluster_of
 from tests.runtime.federation import QUICKSTART
@@ -63,7 +63,10 @@ def config_of(*overrides: str) -> Config:
 def test_a_cluster_of_our_own_is_as_large_as_the_run_needs(
     fake: FakeRay, workers: list[str], kind: Connection, num_cpus: int, loaded: str | None
 ) -> None:
-    assert connect(config_of(*(f"workers.{each}" for each in workers))) is kind
+    config = config_of(*(f"workers.{each}" for each in workers))
+    assert will_be_warm(config) == (kind is Connection.WARM)
+    assert connect(config) is kind
+    assert will_be_warm(config) == (kind is Connection.WARM)
     assert fake.started == [(num_cpus, loaded)]
     assert PRELOAD not in os.environ
 
@@ -100,6 +103,7 @@ def test_an_evaluator_is_beside_the_run_where_a_core_is_free(
 
 def test_what_others_have_started_goes_on(fake: FakeRay) -> None:
     ray.init(num_cpus=1)
+    assert not will_be_warm(config_of())
     with own_cluster_of(config_of()):
         assert connect(config_of()) is Connection.JOINED
     assert fake.num_ended == 0
@@ -114,6 +118,7 @@ def test_others_start_later(fake: FakeRay, monkeypatch: pytest.MonkeyPatch) -> N
     with own_cluster_of(config_of("workers.num=auto")):
         assert fake.started == []
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    assert not will_be_warm(config_of())
     with own_cluster_of(config_of()):
         assert fake.started == []
 

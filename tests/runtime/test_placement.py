@@ -143,7 +143,7 @@ class Large(ServerActor):
 
 
 def test_a_server_that_our_own_cluster_is_too_small_for_says_so_itself(cluster, tmp_path, monkeypatch):
-    monkeypatch.setattr(cluster_module, "connect", lambda config: Connection.WARM)
+    monkeypatch.setattr(connection, "_ours", Connection.WARM)
     monkeypatch.setattr(cluster_module, "disconnect", lambda: None)  # it is not: others' tests need it
     monkeypatch.setattr(cluster_module, "ServerActor", Large)
     with pytest.raises(UserError, match=r"the server needs 1000000.00 GB of memory"):
