@@ -68,10 +68,12 @@ def in_turns(measures: Mapping[str, Callable[[], float]], num_turns: int) -> dic
 
 
 def median_row(name: str, values: Sequence[float], unit: str, goal: float | None = None) -> Row:
-    """The median with its spread."""
+    """The median with its spread, which a single value has not."""
     median = statistics.median(values)
-    lower, _, upper = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else (median,) * 3
-    return Row(name, median, unit, goal, spread=(upper - lower) / abs(median) if median else None)
+    if len(values) == 1 or not median:
+        return Row(name, median, unit, goal)
+    lower, _, upper = statistics.quantiles(values, n=4, method="inclusive")
+    return Row(name, median, unit, goal, spread=(upper - lower) / abs(median))
 
 
 def speed_row(name: str, ours_s: Sequence[float], theirs_s: Sequence[float], goal: float | None = None) -> Row:

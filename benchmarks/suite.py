@@ -6,8 +6,8 @@
 
 Each is a process of its own. What they find is written as one object: the machine, the versions, the seconds of each
 script, and all rows. `--check` compares ratios, never seconds, with those that were kept: a ratio is clearly lost where
-it falls short by more than 15 % and by more than three times its spread. What was not measured, as where a peer is not
-installed, is no loss.
+it falls short by more than 15 % and by more than three times its spread, which is taken for 10 % where it is not known.
+What was not measured, as where a peer is not installed, is no loss.
 """
 
 import argparse
@@ -38,6 +38,8 @@ SUITE: dict[str, list[str]] = {
 RATIOS = ("x", "ratio")  # units of what may be compared between machines
 LEAST_LOSS = 0.15
 SPREADS = 3.0
+UNKNOWN_SPREAD = 0.1  # of what was measured once
+UNSTEADY = "exchange/training_speed/"  # halves from one run to the next, with whatever else the machine does
 
 
 def main() -> None:
@@ -86,6 +88,7 @@ def carry_out(names: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
 def expected(found: Mapping[str, Any]) -> dict[str, Any]:
     """What a later check is held against: the ratios that are better when they are larger."""
     rows = [row for row in found["rows"] if row["unit"] in RATIOS and not row["at_most"]]
+    rows = [row for row in rows if not row["name"].startswith(UNSTEADY)]
     kept = {row["name"]: {"value": float(f"{row['value']:.4g}"), "spread": row["spread"]} for row in rows}
     return {"machine": found["machine"], "versions": found["versions"], "ratios": kept}
 
@@ -97,7 +100,8 @@ def losses(kept: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[str]:
     note(f"compared: {len(both)} of {len(kept['ratios'])} ratios")
     for name in both:
         row, before = rows[name], kept["ratios"][name]
-        allowed = max(LEAST_LOSS, SPREADS * max(before["spread"] or 0, row.spread or 0))
+        spreads = [spread for spread in (before["spread"], row.spread) if spread is not None]
+        allowed = max(LEAST_LOSS, SPREADS * max(spreads, default=UNKNOWN_SPREAD))
         if row.value < before["value"] * (1 - allowed):
             yield f"lost: {name} is {row.value:.4g}, was {before['value']:.4g} (allowed: {allowed:.0%} less)"
 

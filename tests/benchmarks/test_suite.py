@@ -27,8 +27,10 @@ def test_only_ratios_that_are_better_when_larger_are_kept(suite):
 @pytest.mark.parametrize(
     ("before", "now", "spread", "is_lost"),
     [
-        (2.0, 1.71, None, False),
-        (2.0, 1.69, None, True),
+        (2.0, 1.71, 0.01, False),
+        (2.0, 1.69, 0.01, True),
+        (2.0, 1.41, None, False),  # measured once
+        (2.0, 1.39, None, True),
         (2.0, 1.5, 0.1, False),  # three times the spread
         (2.0, 1.3, 0.1, True),
         (2.0, 9.0, None, False),
@@ -40,6 +42,10 @@ def test_a_loss_is_clear_beyond_noise(suite, before, now, spread, is_lost):
     assert bool(lost) is is_lost
     if is_lost:
         assert lost[0].startswith(f"lost: speed is {now}, was 2 ")
+
+
+def test_what_changes_from_run_to_run_is_not_kept(suite):
+    assert suite.expected(found(suite, ("exchange/training_speed/10_MB_per_s", 1.0, "ratio")))["ratios"] == {}
 
 
 def test_what_was_not_measured_is_no_loss(suite, capsys):
