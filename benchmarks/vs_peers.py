@@ -87,9 +87,11 @@ class Peer:
 
 @dataclass(frozen=True)
 class Found:
-    """Of one run. `overhead_s` by round, without the first; `losses` in the order of the trainings."""
+    """Of one run. `overhead_s` by round, without the first; `turn_s`: of it, from a round's last training to the first
+    of the next; `losses` in the order of the trainings."""
 
     overhead_s: list[float]
+    turn_s: float
     train_s: float
     losses: list[float]
     peak_bytes: int
@@ -167,6 +169,7 @@ def costs(name: str, peer: str, ours: Sequence[Found], theirs: Sequence[Found]) 
     yield ratio_row(f"vs_{peer}/peak_memory/{name}", own, its)
     for side, seconds, runs in (("ours", own_s, ours), (peer, its_s, theirs)):
         yield median_row(f"vs_{peer}/overhead_s/{name}/{side}", seconds, "s")
+        yield median_row(f"vs_{peer}/turn_s/{name}/{side}", [each.turn_s for each in runs], "s")
         yield median_row(f"vs_{peer}/train_s/{name}/{side}", [each.train_s for each in runs], "s")
         yield median_row(f"vs_{peer}/peak/{name}/{side}", [each.peak_bytes / 1e6 for each in runs], "MB")
         yield median_row(f"vs_{peer}/loss/{name}/{side}", [last_loss(each) for each in runs], "")
@@ -251,16 +254,17 @@ def read(folder: Path, peak_bytes: int) -> Found:
         for start_s, end_s, loss in map(json.loads, file.read_text().splitlines())
         if start_s >= ends_s[0]  # before that our workers warm up
     ]
-    overhead_s, train_s = [], []
+    overhead_s, turn_s, train_s = [], [], []
     for begin_s, end_s in list(itertools.pairwise(ends_s))[1:]:
+        of_round = [each for each in trainings if begin_s <= each[0] < end_s]
         of_worker: defaultdict[str, float] = defaultdict(float)
-        for first_s, last_s, _, worker in trainings:
-            if begin_s <= first_s < end_s:
-                of_worker[worker] += last_s - first_s
+        for first_s, last_s, _, worker in of_round:
+            of_worker[worker] += last_s - first_s
         train_s.append(max(of_worker.values()))
         overhead_s.append(end_s - begin_s - train_s[-1])
+        turn_s.append(end_s - begin_s - max(each[1] for each in of_round) + min(each[0] for each in of_round))
     losses = [loss for _, _, loss, _ in sorted(trainings)]
-    return Found(overhead_s, statistics.median(train_s), losses, peak_bytes)
+    return Found(overhead_s, statistics.median(turn_s), statistics.median(train_s), losses, peak_bytes)
 
 
 def last_losses(found: Found) -> list[float]:

@@ -35,16 +35,16 @@ def test_overhead_is_the_round_without_the_busiest_worker(vs_peers, tmp_path):
 
 
 def test_sides_that_do_not_train_alike_have_no_ratio(vs_peers):
-    ours = vs_peers.Found([1.0], 1.0, [2.0, 2.0, 2.0, 1.0], 1)
-    vs_peers.check_same(ours, vs_peers.Found([1.0], 1.0, [2.0, 2.0, 2.0, 1.04], 1))
+    ours = vs_peers.Found([1.0], 0.5, 1.0, [2.0, 2.0, 2.0, 1.0], 1)
+    vs_peers.check_same(ours, vs_peers.Found([1.0], 0.5, 1.0, [2.0, 2.0, 2.0, 1.04], 1))
     for losses in ([2.0, 2.0, 2.0, 1.2], [2.0, 1.0]):
         with pytest.raises(SystemExit, match="no ratio means anything"):
-            vs_peers.check_same(ours, vs_peers.Found([1.0], 1.0, losses, 1))
+            vs_peers.check_same(ours, vs_peers.Found([1.0], 0.5, 1.0, losses, 1))
 
 
 def test_other_cohorts_have_other_losses(vs_peers):
     def found(*last: float):
-        return vs_peers.Found([1.0], 1.0, [2.0] * 12 + list(last), 1)
+        return vs_peers.Found([1.0], 0.5, 1.0, [2.0] * 12 + list(last), 1)
 
     ours = found(1.0, 1.2, 1.4, 1.6)  # standard error 0.13
     vs_peers.check_same(ours, found(1.2, 1.4, 1.6, 1.8))
@@ -71,7 +71,7 @@ def test_all_peers_are_held_against_the_same_runs_of_ours(vs_peers, monkeypatch,
 
     def finished(command: list[str], folder: Path, name: str) -> object:
         ran.append(name)
-        return vs_peers.Found([seconds[name]], 1.0, [1.0], 10)
+        return vs_peers.Found([seconds[name]], 0.5, 1.0, [1.0], 10)
 
     monkeypatch.setattr(vs_peers, "finished", finished)
     monkeypatch.setattr(vs_peers, "make_job", lambda job, folder: folder)
