@@ -125,8 +125,8 @@ def figures(options: argparse.Namespace) -> Iterator[Row]:
         yield Row(f"engine/speed_vs_peft/{where}", peft_s / own.value, "x")
         own_bytes = model_bytes + peak_bytes(engines[options.engine], parameters, batch)
         yield Row(f"engine/peak_memory/{where}", own_bytes / 1e6, "MB")
-        yield Row(f"engine/memory_vs_full/{where}", full_bytes / own_bytes, "x")
-        yield Row(f"engine/memory_vs_peft/{where}", peft_bytes / own_bytes, "x")
+        yield Row(f"engine/memory_vs_full/{where}", full_bytes / own_bytes, "x", spread=0.0)
+        yield Row(f"engine/memory_vs_peft/{where}", peft_bytes / own_bytes, "x", spread=0.0)
     yield median_row("engine/seconds/full", seconds["full"], "s")
     yield Row("engine/peak_memory/full", full_bytes / 1e6, "MB")
     yield Row("engine/seconds/peft", peft_s, "s")
@@ -222,7 +222,7 @@ def memory_vs_rule(model: PreTrainedModel, blocks: Mapping[str, list[Parameter]]
             taken = memory.alive_bytes
         engine.end()
         rule = model_bytes + 16 * sum(parameter.numel() for parameter in parameters)
-        yield Row(f"engine/memory_vs_rule/{where}", rule / (model_bytes + taken), "x")
+        yield Row(f"engine/memory_vs_rule/{where}", rule / (model_bytes + taken), "x", spread=0.0)
 
 
 def peft_steps(options: argparse.Namespace, batch: Batch) -> tuple[float, int]:

@@ -21,7 +21,7 @@ class Row:
     """One figure. A ratio is over 1 when we are better; `goal` is the least that is good enough, where there is one.
 
     `at_most`: the goal is the most instead, as for an error. `spread`: of what `value` is the median of, how far apart
-    the quarters are, as a share of `value`; None where it is no median.
+    the quarters are, as a share of `value`; 0 of what is exact, None where it is not known, as of a single value.
     """
 
     name: str

@@ -162,7 +162,7 @@ def pays(world: World, server_mbps: float, name: str) -> Iterator[Row]:
     yield Row(f"larger_world/seconds/{name}/compute", compute_s(world), "s")
     yield Row(f"larger_world/seconds/{name}/FedBCD", seconds["FedBCD"], "s")
     for each in list(WAYS)[1:]:
-        yield Row(f"larger_world/speed/{name}/{each}", seconds["FedBCD"] / seconds[each], "x")
+        yield Row(f"larger_world/speed/{name}/{each}", seconds["FedBCD"] / seconds[each], "x", spread=0.0)
     busy_s = block_bytes(world) * 8e-6 / server_mbps  # of the server's line, by one client, each way
     yield Row(f"larger_world/wall/{name}", seconds[FASTEST] / busy_s, "clients")
 

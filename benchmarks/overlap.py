@@ -152,7 +152,7 @@ def figures(runs: dict[str, Measured], compute_s: float) -> Iterator[Row]:
             control, run = runs[control_name], runs[run_name]
             bound = control.bound_s(compute_s) / run.bound_s(compute_s)
             yield Row(name, control.seconds / run.seconds, "x", EFFICIENCY_GOAL * bound)
-            yield Row(f"{name}/bound", bound, "x")
+            yield Row(f"{name}/bound", bound, "x", spread=0.0)
     for name, run in runs.items():
         yield Row(f"seconds/{name}", run.seconds, "s")
         yield Row(f"seconds_bound/{name}", run.bound_s(compute_s), "s")

@@ -38,8 +38,8 @@ SUITE: dict[str, list[str]] = {
 RATIOS = ("x", "ratio")  # units of what may be compared between machines
 LEAST_LOSS = 0.15
 SPREADS = 3.0
-UNKNOWN_SPREAD = 0.1  # of what was measured once
-UNSTEADY = "exchange/training_speed/"  # halves from one run to the next, with whatever else the machine does
+UNKNOWN_SPREAD = 0.1  # of what was measured once and is not exact
+UNSTEADY = "exchange/training_speed/"  # may halve from one run to the next, with whatever else the machine does
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ same runs of ours. A peer that is not installed is left out. Of PEER, flower or 
 
     vs_PEER/overhead/…     a round's wall time without the largest sum over the workers of time inside the training
                            function, the median over rounds but the first: the peer's over ours
+    vs_PEER/turn_s/…       of it, before a round's first training and after its last
     vs_PEER/peak_memory/…  the most that all processes of a run hold together, see `PeakMemory`: the peer's over ours
     vs_PEER/start_up       from the start of the process to the end of the first round, tiny: the peer's over that of
                            `parablock run` with the slower of its engines. `--cold` drops the file cache before each
@@ -87,8 +88,8 @@ class Peer:
 
 @dataclass(frozen=True)
 class Found:
-    """Of one run. `overhead_s` by round, without the first; `turn_s`: of it, from a round's last training to the first
-    of the next; `losses` in the order of the trainings."""
+    """Of one run. `overhead_s` by round, without the first; `turn_s`: of it, before a round's first training and after
+    its last; `losses` in the order of the trainings."""
 
     overhead_s: list[float]
     turn_s: float

@@ -183,12 +183,12 @@ def _attempt(experiment: _Experiment, resumed: Resumed | None, num_replays: int)
         }
         for sink in sinks:
             sink.finish(summary)
-        write_split(experiment)
         privacy.forget_key()
         for evaluated in runtime.remaining_evaluations():
             tell_evaluation(asdict(evaluated), sinks)
         runtime.close()  # its processes give their memory back before another model is loaded
         judge_run(experiment.judge, out, config, console, sinks)
+        write_split(experiment)
         if config.tracking.wandb != "off":  # W&B takes it along
             write_page(out)
         return summary

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import parablock_ray
+from tests.runtime.federation import QUICKSTART
 
 PACKAGE = Path(parablock_ray.__file__).parent
 
@@ -66,7 +67,7 @@ NOT_AT_START = {"datasets", "deepspeed", "lm_eval", "matplotlib", "nltk", "peft"
 NO_TORCH = {
     *("cli", "jobs", "sweeping", "reporting", "network", "secure", "secure_terms", "tracking", "named_files"),
     *("config", "json_files", "errors"),
-    "accounting",
+    *("accounting", "importing"),
 }
 
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -115,7 +116,9 @@ def test_imports_point_downwards(file: Path) -> None:
 
 def test_no_process_of_a_run_loads_what_its_config_may_not_ask_for() -> None:
     """Every one of them would take the seconds again."""
-    modules = ", ".join(f"parablock_ray.runtime.{name}" for name in ("preload", "serial", "cluster"))
+    modules = ", ".join(
+        f"parablock_ray.{name}" for name in ("driver", "runtime.preload", "runtime.serial", "runtime.cluster")
+    )
     ask = f"import json, sys, {modules}; print(json.dumps(sorted(sys.modules)))"
     said = subprocess.run([sys.executable, "-c", ask], check=True, capture_output=True, text=True).stdout
     assert NOT_AT_START.isdisjoint(json.loads(said.splitlines()[-1]))
@@ -124,10 +127,14 @@ def test_no_process_of_a_run_loads_what_its_config_may_not_ask_for() -> None:
 def test_a_driver_does_without_the_code_of_models() -> None:
     """Where it needs configs and tokenizers alone: models are for the processes that train or evaluate them."""
     ask = (
-        "import json, sys, parablock_ray.driver, parablock_ray.runtime.cluster; print(json.dumps(sorted(sys.modules)))"
+        "import json, sys, parablock_ray.runtime.cluster\n"
+        "from parablock_ray.config import load_config\n"
+        "from parablock_ray.driver import prepare\n"
+        f"prepare(load_config({str(QUICKSTART)!r}, []))\n"
+        "print(json.dumps(sorted(sys.modules)))"
     )
     said = subprocess.run([sys.executable, "-c", ask], check=True, capture_output=True, text=True).stdout
-    assert {"transformers.modeling_utils", "matplotlib"}.isdisjoint(json.loads(said.splitlines()[-1]))
+    assert "transformers.modeling_utils" not in json.loads(said.splitlines()[-1])
 
 
 def test_every_room_has_its_rank() -> None:

@@ -346,6 +346,7 @@ def test_an_exception_in_training_is_told_with_its_traceback(tmp_path, monkeypat
             "parablock resume",
             ["method={name: fedit, lora: {ranks: 2}}"],
         ),
+        ("clients.svg", "/clients.svg", "parablock data {out}/config.yaml --out {out}/clients.svg", []),
         ("evaluation.json", "/evaluation.json", "parablock evaluate {out}", ["evaluation.tasks=[held_out]"]),
         ("evaluation/held_out.jsonl", "/evaluation", "parablock evaluate {out}", ["evaluation.tasks=[held_out]"]),
         (

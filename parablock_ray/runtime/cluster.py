@@ -66,7 +66,7 @@ class RayRuntime:
     def start(self) -> RuntimeInfo:
         config = self._setup.config
         # Nobody else asks for memory of our own cluster, and the server's process there has the model's code before us.
-        # Else we import that first: see `own_cluster_of`.
+        # A cluster that is joined, or takes stock of memory as it starts, comes after that import: `own_cluster_of`.
         server_memory = 0 if will_be_warm(config) else needed_bytes(self._setup)
         self._connection = connect(config)
         setup = self._shared(self._setup)

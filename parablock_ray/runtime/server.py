@@ -76,7 +76,7 @@ class ServerActor:
         return RuntimeInfo(self._num_workers)
 
     def needed_bytes(self) -> int:
-        """See below."""
+        """Of this run's server."""
         return needed_bytes(self._setup)
 
     async def restore(self, saved: Checkpoint, plans: Sequence[RoundPlan]) -> None:

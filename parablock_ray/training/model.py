@@ -73,7 +73,7 @@ def load_model(name: str, dtype: str, seed: int) -> PreTrainedModel:
 
 
 def import_model_code() -> None:
-    """Most of what transformers would import at the first model."""
+    """Llama's, and what all models share: most of what transformers would import at the first model."""
     from transformers import LlamaForCausalLM  # noqa: F401
 
 
@@ -113,7 +113,7 @@ def model_config(name: str) -> PretrainedConfig:
 def model_shapes(name: str) -> dict[str, torch.Tensor]:
     """The model's parameters by name, tied ones once, as `named_parameters()` has them: shapes without values, on
     torch's meta device. Loads no weights. Raises UserError as `load_model` does."""
-    import_model_code()  # not where every new tensor is a meta tensor
+    import_model_code()  # what all models share not where every new tensor is a meta tensor
     from transformers import AutoModelForCausalLM
 
     config = model_config(name)

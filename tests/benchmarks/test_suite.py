@@ -29,6 +29,7 @@ def test_only_ratios_that_are_better_when_larger_are_kept(suite):
     [
         (2.0, 1.71, 0.01, False),
         (2.0, 1.69, 0.01, True),
+        (2.0, 1.69, 0.0, True),  # exact
         (2.0, 1.41, None, False),  # measured once
         (2.0, 1.39, None, True),
         (2.0, 1.5, 0.1, False),  # three times the spread

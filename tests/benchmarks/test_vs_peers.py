@@ -24,11 +24,12 @@ def test_overhead_is_the_round_without_the_busiest_worker(vs_peers, tmp_path):
     (tmp_path / "rounds.json").write_text(json.dumps([100.0, 110.0, 115.0, 121.0]))
     (tmp_path / "steps").mkdir()
     one = [(101.0, 104.0, 9.0), (110.5, 111.5, 5.0), (112.0, 113.5, 4.0), (116.0, 117.0, 2.0)]
-    other = [(110.5, 111.0, 4.5), (116.0, 120.0, 1.0)]
+    other = [(110.5, 111.0, 4.5), (116.5, 120.5, 1.0)]
     for name, trainings in (("1.jsonl", one), ("2.jsonl", other)):
         (tmp_path / "steps" / name).write_text("\n".join(map(json.dumps, trainings)))
     found = vs_peers.read(tmp_path, peak_bytes=7)
     assert found.overhead_s == [5.0 - 2.5, 6.0 - 4.0]  # of the rounds but the first
+    assert found.turn_s == ((0.5 + 1.5) + (1.0 + 0.5)) / 2
     assert found.train_s == (2.5 + 4.0) / 2
     assert found.losses == [9.0, 4.5, 5.0, 4.0, 2.0, 1.0]
     assert vs_peers.last_loss(found) == 1.0
