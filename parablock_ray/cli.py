@@ -65,7 +65,8 @@ def resume(
 ) -> None:
     """Go on with a run from its last checkpoint; it ends as it would have without the interruption."""
     with _exit_codes():
-        from parablock_ray.resume import resume as resume_run  # takes seconds
+        with fast_imports():
+            from parablock_ray.resume import resume as resume_run
 
         with _stopping(folder):
             is_to_do = resume_run(folder, overrides or [])

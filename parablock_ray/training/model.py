@@ -113,7 +113,7 @@ def model_config(name: str) -> PretrainedConfig:
 def model_shapes(name: str) -> dict[str, torch.Tensor]:
     """The model's parameters by name, tied ones once, as `named_parameters()` has them: shapes without values, on
     torch's meta device. Loads no weights. Raises UserError as `load_model` does."""
-    import_model_code()  # what all models share not where every new tensor is a meta tensor
+    import_model_code()  # here, not below, where a tensor that a module makes would be a meta tensor for good
     from transformers import AutoModelForCausalLM
 
     config = model_config(name)
