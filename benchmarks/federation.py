@@ -23,12 +23,14 @@ from parablock_ray.network.timeline import RoundLoad
 from parablock_ray.planning.plan import plan
 from parablock_ray.planning.scenario import Scenario
 from parablock_ray.pricing import Pricing, by_round
+from parablock_ray.runtime.connection import FREE_OBJECTS_PERIOD_MS
 from parablock_ray.tracking.events import Event, Span
 from parablock_ray.training.engine import Batch, EngineMaker
 from parablock_ray.training.model import load_tokenizer, model_shapes
 
 NUM_BLOCKS = 4
-_AT_PAR = {"worker_niceness": 0}  # Ray's default of 15 puts the workers behind whatever else is on the machine
+# Ray's default of 15 puts the workers behind whatever else is on the machine.
+_SYSTEM = {"worker_niceness": 0, "free_objects_period_milliseconds": FREE_OBJECTS_PERIOD_MS}
 _SIZE = 256  # a product of two such matrices takes a fraction of a millisecond and stays in the cache
 
 
@@ -41,7 +43,7 @@ def own_cluster() -> Iterator[None]:
         include_dashboard=False,
         log_to_driver=False,
         logging_level="ERROR",
-        _system_config=_AT_PAR,
+        _system_config=_SYSTEM,
     )
     try:
         yield

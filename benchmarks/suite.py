@@ -41,7 +41,7 @@ LEAST_LOSS = 0.15
 SPREADS = 3.0
 UNKNOWN_SPREAD = 0.1  # of what was measured once and is not exact
 # What may halve from one run to the next, though it is steady within each (docs/performance.md, Exchange).
-UNSTEADY = re.compile(r"exchange/(training_speed/.+|bandwidth_vs_memcpy(/64_MB|/128_MB)?)")
+UNSTEADY = re.compile(r"exchange/training_speed/.+")
 
 
 def main() -> None:

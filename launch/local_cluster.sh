@@ -20,6 +20,7 @@ command -v ray >/dev/null || { echo "no ray here: activate the virtual environme
 PATH=$(dirname "$(command -v ray)"):$PATH
 (umask 077 && mkdir -p "$dir")
 export PATH RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$dir/token RAY_USAGE_STATS_ENABLED=0
+export RAY_free_objects_period_milliseconds=100 # docs/cluster.md
 unset RAY_ADDRESS RAY_AUTH_TOKEN
 rm -f "$RAY_AUTH_TOKEN_PATH" # one that was there would keep who may read it
 (umask 077 && od -An -N32 -tx1 /dev/urandom | tr -d ' \n' >"$RAY_AUTH_TOKEN_PATH")

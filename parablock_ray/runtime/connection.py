@@ -14,6 +14,10 @@ from parablock_ray.config.schema import WorkersConfig
 from parablock_ray.errors import UserError
 
 _CONNECT_TIMEOUT_S = 5.0
+# Ray frees what nobody refers to any more once a second, and what comes until then lies elsewhere: in pages of memory
+# that the process does not have yet, which makes a put four times as long (docs/performance.md, Exchange).
+FREE_OBJECTS_PERIOD_MS = 100
+_FREES = "RAY_free_objects_period_milliseconds"
 _CPU_LIMIT = Path("/sys/fs/cgroup/cpu.max")  # cgroup 2: microseconds of CPU time, and of the time that they are for
 
 
@@ -70,7 +74,8 @@ def _start(workers: WorkersConfig) -> Connection:
         "RAY_num_workers_soft_limit": str(num_cpus + 1),
     }
     cold = {"RAY_prestart_worker_first_driver": "0"}  # they would have another environment than our actors
-    with _environment(warming if _is_warm(workers) else cold):
+    always = {_FREES: os.environ.get(_FREES, str(FREE_OBJECTS_PERIOD_MS))}
+    with _environment(always | (warming if _is_warm(workers) else cold)):
         ray.init(
             address="local",  # a new one, whatever else runs on this machine
             num_cpus=num_cpus,

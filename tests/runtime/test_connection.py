@@ -17,6 +17,7 @@ from parablock_ray.starting import own_cluster_of
 from tests.runtime.federation import QUICKSTART
 
 PRELOAD = "RAY_preload_python_modules"
+FREES = "RAY_free_objects_period_milliseconds"
 
 
 class FakeRay:
@@ -24,12 +25,14 @@ class FakeRay:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.started: list[tuple[int, str | None]] = []  # CPUs, and what processes load at once
+        self.frees_after_ms: list[str | None] = []
         self.num_ended = 0
         for name in ("init", "shutdown", "is_initialized"):
             monkeypatch.setattr(ray, name, getattr(self, name))
 
     def init(self, num_cpus: int, **_: Any) -> None:
         self.started.append((num_cpus, os.environ.get(PRELOAD)))
+        self.frees_after_ms.append(os.environ.get(FREES))
 
     def shutdown(self) -> None:
         self.num_ended += 1
@@ -40,7 +43,8 @@ class FakeRay:
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    for name in ("RAY_ADDRESS", FREES):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(connection, "usable_cpus", lambda: 8)
     monkeypatch.setattr(connection, "_ours", None)
     return FakeRay(monkeypatch)
@@ -68,7 +72,15 @@ def test_a_cluster_of_our_own_is_as_large_as_the_run_needs(
     assert connect(config) is kind
     assert will_be_warm(config) == (kind is Connection.WARM)
     assert fake.started == [(num_cpus, loaded)]
+    assert fake.frees_after_ms == ["100"]
     assert PRELOAD not in os.environ
+    assert FREES not in os.environ
+
+
+def test_who_knows_better_says_when_ray_frees_objects(fake: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(FREES, "20")
+    connect(config_of())
+    assert fake.frees_after_ms == [os.environ[FREES]] == ["20"]
 
 
 def test_who_has_started_it_ends_it_once(fake: FakeRay) -> None:
