@@ -92,7 +92,9 @@ class ServerActor:
 
     async def complete_checkpoint(self, round: int, about: Mapping[str, Any]) -> None:
         """This round's checkpoint may be used; answers when it is written."""
-        await asyncio.wrap_future(self._master.checkpoints.complete(round, about))
+        # In the thread, which has begun it: a commit is told before that.
+        written = await self._run(lambda: self._master.checkpoints.complete(round, about))
+        await asyncio.wrap_future(written)
 
     async def open(self, plan: RoundPlan) -> None:
         """Expect this round's updates; comes before any of them."""
