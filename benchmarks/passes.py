@@ -70,7 +70,7 @@ def passes(tensors: Sequence[Tensor], chunks: Sequence[Tensor]) -> dict[str, flo
     seconds: dict[str, Callable[[], None]] = {
         "client/delta": delta,
         "client/put": store,
-        "worker/take_in": lambda: write_chunks(chunks, tensors),
+        "worker/take_in": lambda: write_chunks(0, chunks, tensors),
         "look": look,
     }
     return {name: processor_seconds_of(call) for name, call in seconds.items()} | server_passes(tensors, chunks)
@@ -102,7 +102,7 @@ def server_passes(tensors: Sequence[Tensor], chunks: Sequence[Tensor]) -> dict[s
         "server/last_sum": processor_seconds_of(lambda: means.extend(map(total.mean, range(len(bounds))))),
         "server/norm": processor_seconds_of(norm),
         "server/new_value": processor_seconds_of(new_value),
-        "server/commit": processor_seconds_of(lambda: write_chunks(means, tensors)),
+        "server/commit": processor_seconds_of(lambda: write_chunks(0, means, tensors)),
     }
 
 

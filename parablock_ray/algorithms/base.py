@@ -151,6 +151,7 @@ class LiveModel:
 class Update:
     """What brings a client's copy forward: all chunks of a round's publication, or as much as it needs of them.
 
+    `start`: the place of the first number in the whole vector; not 0 of a later part, see `Replica.takes_parts`.
     `holds_weights`: of LoRA in a resumed run, where what was merged one by one is not kept: the adapted weights
     themselves, flat, in fp32.
     """
@@ -161,6 +162,7 @@ class Update:
     chunks: tuple[Tensor, ...]  # flat, wire dtype, one after the other; read only
     ranks: tuple[int, ...] = ()  # as those of the publication
     holds_weights: bool = False
+    start: int = 0
 
     @property
     def values(self) -> Tensor:
@@ -234,10 +236,16 @@ class Server(Protocol):
 
 
 class Replica(Protocol):
-    """The client's half: the model as one worker holds it, dressed for one of its clients at a time."""
+    """The client's half: the model as one worker holds it, dressed for one of its clients at a time.
+
+    `takes_parts`: an update may come in parts, each as soon as it is published. Until the last one is there it is not
+    committed, and parts may come again with what replaces them; no visit starts meanwhile.
+    """
+
+    takes_parts: bool
 
     def apply(self, update: Update) -> None:
-        """A committed update; in order, and never in the middle of a visit."""
+        """An update that is committed, or a part; in order, and never in the middle of a visit."""
         ...
 
     def forget(self, reads: int) -> None:

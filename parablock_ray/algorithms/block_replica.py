@@ -15,7 +15,14 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from parablock_ray.algorithms.base import LiveModel, RoundPlan, Update, Visit
-from parablock_ray.algorithms.blocks import differences, flatten, make_layout, unflatten_into, write_chunks
+from parablock_ray.algorithms.blocks import (
+    differences,
+    flatten,
+    make_layout,
+    read_from,
+    unflatten_into,
+    write_chunks,
+)
 from parablock_ray.algorithms.population import Population
 from parablock_ray.algorithms.wire import Wire
 from parablock_ray.config.lora import FactorMethod
@@ -64,9 +71,11 @@ class _UnderWay:
 class BlockReplica:
     """The model as one worker holds it: committed values, dressed for one of its clients at a time.
 
-    The live parameters (any float dtype) are written in place. Between visits they hold wire(x^{(≤ reads)}), cast to
-    the model's dtype.
+    The live parameters (any float dtype) are written in place. When a visit starts they hold wire(x^{(≤ reads)}), cast
+    to the model's dtype.
     """
+
+    takes_parts = True
 
     def __init__(
         self,
@@ -91,14 +100,23 @@ class BlockReplica:
         self._under_way: _UnderWay | None = None
 
     def apply(self, update: Update) -> None:
-        """A committed value takes the place of the block's old one."""
+        """A new value, or a part of it, takes the place of the block's old one."""
         assert self._under_way is None, "a value may not arrive in the middle of a visit"
-        block, wire_dtype, model_dtype = update.block, update.chunks[0].dtype, self._tensors[update.block][0].dtype
+        tensors, start = self._tensors[update.block], update.start
+        if torch.promote_types(update.chunks[0].dtype, tensors[0].dtype) != tensors[0].dtype:  # they would round it
+            self._let_go_of_kept()
+            if update.block not in self._exact:
+                self._exact[update.block] = torch.empty(sum(each.numel() for each in tensors), dtype=self._dtype)
+            write_chunks(start, update.chunks, [self._exact[update.block]])
+            write_chunks(start, update.chunks, tensors)
+            return
+        write_chunks(start, update.chunks, tensors)
+        if self._kept == update.block and len(self._tensors) == 1:  # the next visit would make the same copy anew
+            end = start + sum(map(len, update.chunks))
+            read_from(start, tensors, self._exact[update.block][start:end])
+            return
         self._let_go_of_kept()
-        self._exact.pop(block, None)
-        if torch.promote_types(wire_dtype, model_dtype) != model_dtype:
-            self._exact[block] = flatten(update.chunks, self._dtype)
-        write_chunks(update.chunks, self._tensors[block])
+        self._exact.pop(update.block, None)
 
     def forget(self, reads: int) -> None:
         """Drop what is no longer pending once the aggregates up to round `reads` are in."""

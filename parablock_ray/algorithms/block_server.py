@@ -231,7 +231,8 @@ class BlockServer:
         plan = current.plan
         if self._staleness > 0:
             self._previous.append((plan.round, plan.block, flatten(self._tensors[plan.block], self._dtype)))
-        write_chunks(current.new_value, self._tensors[plan.block])
+        assert sum(map(len, current.new_value)) == self.layout.blocks[plan.block].num_params
+        write_chunks(0, current.new_value, self._tensors[plan.block])
         del self._open[plan.round]
         self.num_committed += 1
         total = current.total

@@ -93,18 +93,25 @@ def flatten(tensors: Iterable[Tensor], dtype: torch.dtype) -> Tensor:
 
 def unflatten_into(flat: Tensor, tensors: Sequence[Tensor]) -> None:
     """Write a flat vector back into the tensors, cast to their dtypes and devices."""
-    write_chunks([flat], tensors)
+    assert flat.numel() == sum(tensor.numel() for tensor in tensors)
+    write_chunks(0, [flat], tensors)
 
 
-def write_chunks(chunks: Iterable[Tensor], tensors: Sequence[Tensor]) -> None:
-    """As `unflatten_into`, of a flat vector that comes in chunks, one after the other."""
-    start = 0
+def write_chunks(start: int, chunks: Iterable[Tensor], tensors: Sequence[Tensor]) -> None:
+    """As `unflatten_into`, of a part of the flat vector: what stands from place `start` on, in chunks, one after the
+    other. Tensors that are cut must be contiguous."""
     with torch.no_grad():
         for chunk in chunks:
             for part, place in _parts(start, chunk.numel(), tensors):
                 part.copy_(chunk[place].view_as(part))
             start += chunk.numel()
-    assert start == sum(tensor.numel() for tensor in tensors)
+
+
+def read_from(start: int, tensors: Iterable[Tensor], into: Tensor) -> None:
+    """The reverse of `write_chunks`, of one chunk: `into` becomes what the tensors hold there."""
+    with torch.no_grad():
+        for part, place in _parts(start, into.numel(), tensors):
+            into[place].view_as(part).copy_(part)
 
 
 def add_from(start: int, values: Tensor, tensors: Iterable[Tensor]) -> Tensor:

@@ -66,6 +66,8 @@ class _UnderWay:
 class LoraReplica:
     """Frozen weights with what was merged into them, and one set of live factors for every rank that clients have."""
 
+    takes_parts = False  # what is merged is added, and a factor needs all of its numbers
+
     def __init__(self, config: Collecting, population: Population, live: LiveModel, wire: Wire) -> None:
         self._config, self._seed, self._wire, self._live = config, population.seed, wire, live
         self._ranks = client_ranks(config.lora, population.num_clients, population.seed)

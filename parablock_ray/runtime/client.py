@@ -72,7 +72,8 @@ class ClientActor:
         self._outbox = Outbox(server, is_limited=config.clients.max_in_flight is not None)
         self._put = way_out(config)
         self._exchanges: dict[int, Exchange] = {}
-        self._under_way: defaultdict[int, dict[int, asyncio.Event]] = defaultdict(dict)  # client → round → is it over
+        # By client and round: exchanges that are not over. Set as soon as the download is.
+        self._under_way: defaultdict[int, dict[int, asyncio.Event]] = defaultdict(dict)
         self._spans: defaultdict[tuple[int, int], list[Span]] = defaultdict(list)  # (round, client) → what it took
         self._reports: asyncio.Queue[list[Span]] = asyncio.Queue()
         self._applied: dict[int, int] = {}  # variant → the last round of its that the resident model has taken in
@@ -157,8 +158,10 @@ class ClientActor:
         while True:
             plan, visits = current.plan, current.visits
             if visits:
+                variants = {visit.variant for visit in visits}
+                await self._take_in_early(plan.reads, variants)
                 await asyncio.gather(*current.inputs)
-                await self._take_in(plan.reads, {visit.variant for visit in visits})
+                await self._take_in(plan.reads, variants)
                 for visit in visits:
                     self._note("wait", plan, visit, idle_since_s, None)
                 for visit in visits:
@@ -170,13 +173,14 @@ class ClientActor:
         """Answers when the trainer is free again: what there is to send goes on beside it."""
         chunks = await self._train(plan, visit)
         if chunks is not None:
+            self._inbox.expect(plan, visit.variant)  # before the next round asks whether it comes
             self._tasks.create_task(self._exchange(plan, visit, chunks))
 
     async def _until_readable(self, plan: RoundPlan, visit: Visit, catch_up: asyncio.Task[dict[int, int]]) -> None:
         """Wait until this client holds x^{(≤ reads)}: by its own downloads, or by catching up."""
         under_way = self._under_way[visit.client]
-        for over in [over for round, over in under_way.items() if round <= plan.reads]:
-            await over.wait()
+        for downloaded in [downloaded for round, downloaded in under_way.items() if round <= plan.reads]:
+            await downloaded.wait()
         if self._is_behind(plan, visit):
             asked = await catch_up
             if visit.client not in asked:  # it was left out of a round since
@@ -200,6 +204,16 @@ class ClientActor:
             return {}
         num_bytes = await self._server.catch_up_bytes.remote(clients, plan.round, plan.reads)
         return dict(zip(clients, num_bytes, strict=True))
+
+    async def _take_in_early(self, reads: int, variants: set[int]) -> None:
+        """The trainer has nothing else to do: write each chunk into the model as soon as it is published, while the
+        rest is made and while it passes the clients' links. Answers when all that can come so is in."""
+        for variant in sorted(variants):
+            after = self._applied.get(variant, -1)
+            if self._worker.takes_parts and self._inbox.is_expected(after, reads, variant):
+                async for part in self._inbox.parts(after, reads, variant):
+                    await self._run(partial(self._worker.apply, part))
+                self._applied[variant] = max(after, reads)
 
     async def _take_in(self, reads: int, variants: set[int]) -> None:
         """Move the resident model to x^{(≤ reads)}: by what its clients downloaded, or by what all of them missed."""
@@ -246,7 +260,8 @@ class ClientActor:
                 chunks[:] = await self._masking.mask(plan.round, visit.client, plain)
                 del plain
             try:
-                exchanged = await self._exchange_of(visit.client).run(plan, visit.variant, chunks)
+                downloaded = self._under_way[visit.client][plan.round]
+                exchanged = await self._exchange_of(visit.client).run(plan, visit.variant, chunks, downloaded)
             except FULL:  # the server's; of this one `put` tells
                 raise UserError(STORE_FULL) from None
         self._end_exchange(plan.round, visit.client)

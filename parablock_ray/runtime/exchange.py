@@ -162,6 +162,20 @@ class Inbox:
             updates.append(Update(round, made.block, variant, chunks, made.ranks))
         return updates
 
+    def is_expected(self, after: int, up_to: int, variant: int) -> bool:
+        """Whether all of these rounds come here."""
+        return all((round, variant) in self._publications for round in range(after + 1, up_to + 1))
+
+    async def parts(self, after: int, up_to: int, variant: int) -> AsyncIterator[Update]:
+        """The updates of these rounds, which are expected, in parts: each chunk as soon as it is here. Where an update
+        was refused in mid-round the first chunks come again, with what replaces them."""
+        for round in range(after + 1, up_to + 1):
+            made, starts = self._publications[round, variant], [0]
+            async for arrival in made.chunks.each():
+                values, start = from_payload(arrival.payload, self._wire_dtype), starts[arrival.index]
+                starts[arrival.index + 1 :] = [start + len(values)]
+                yield Update(round, made.block, variant, (values,), start=start)
+
     def forget(self, up_to_round: int) -> None:
         """Drop the rounds that the resident model has taken in."""
         done = [key for key, made in self._publications.items() if key[0] <= up_to_round and made.chunks.is_complete]
@@ -238,14 +252,17 @@ class Exchange:
         self._downloads = asyncio.Lock()  # in round order
         self._one_at_a_time = asyncio.Lock() if pipeline == "serial" else nullcontext()
 
-    async def run(self, plan: RoundPlan, variant: int, chunks: list[Tensor | Stored]) -> list[Span]:
+    async def run(
+        self, plan: RoundPlan, variant: int, chunks: list[Tensor | Stored], downloaded: asyncio.Event
+    ) -> list[Span]:
         """Send the upload (in chunks) and receive what the round brings; the spans of both. `chunks` is used up: what
-        is on its way is in the object store, and need not be here too.
+        is on its way is in the object store, and need not be here too. `downloaded` is set as soon as the download is
+        complete, which may be before the server has answered the upload: it does when it is done with it.
 
         Side by side: cut-through publishes the first chunks while the last ones are still on their way up.
         """
         async with self._one_at_a_time:
-            return list(await asyncio.gather(self._upload(plan, chunks), self._download(plan, variant)))
+            return list(await asyncio.gather(self._upload(plan, chunks), self._download(plan, variant, downloaded)))
 
     async def catch_up(self, plan: RoundPlan, num_bytes: int) -> Span:
         """What a client downloads before it may start, since it missed rounds.
@@ -278,12 +295,13 @@ class Exchange:
         await asyncio.sleep(self._link.latency_s)
         await self._outbox.deliver(sent, reference)
 
-    async def _download(self, plan: RoundPlan, variant: int) -> Span:
+    async def _download(self, plan: RoundPlan, variant: int, downloaded: asyncio.Event) -> Span:
         """What the round brings, chunk after chunk, each as soon as it is published and the line is free."""
         arrivals = self._inbox.expect(plan, variant)  # before the lock: it may be published while another comes in
         async with self._downloads:
             passes = [await self._receive(each.payload.nbytes, each.published_s) async for each in arrivals.each()]
             await _until(passes[-1][1])
+        downloaded.set()
         num_bytes = sum(arrival.payload.nbytes for arrival in latest(arrivals.items))
         return self._span("download", plan, passes[0][0], num_bytes)
 

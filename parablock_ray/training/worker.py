@@ -81,6 +81,15 @@ class Worker:
         self._replica = make_replica(config.method, population, live, self._wire)
         self._engine = make_engine(model, config)
 
+    @property
+    def takes_parts(self) -> bool:
+        """See `Replica`."""
+        return self._replica.takes_parts
+
+    def apply(self, part: Update) -> None:
+        """A part of an update, ahead of `advance`."""
+        self._replica.apply(part)
+
     def advance(self, reads: int, updates: Iterable[Update]) -> None:
         """Move the resident model to x^{(≤ reads)}: by what has changed since the last call."""
         for update in updates:

@@ -81,10 +81,10 @@ def test_chunk_by_chunk_is_as_at_once(edges):
     bounds = list(itertools.pairwise([0, *edges, 100]))
     sums = [add_from(start, values[start:end].clone(), tensors) for start, end in bounds]
     assert torch.equal(torch.cat(sums), values + whole)
-    write_chunks([values[start:end].double() for start, end in bounds], tensors)
+    write_chunks(0, [values[start:end].double() for start, end in bounds], tensors)
     assert torch.equal(flatten(tensors, torch.float32), values)
     columns = [torch.zeros(4, 6)[:, :3], torch.zeros(4, 6)[:, 2:]]
-    write_chunks([values[:28]], columns)
+    write_chunks(0, [values[:28]], columns)
     assert torch.equal(flatten(columns, torch.float32), values[:28])
     assert torch.equal(add_from(0, values[:28].clone(), columns), values[:28] * 2)
 

@@ -4,14 +4,14 @@ Client i minimises ½ (x − c_i)ᵀ A_i (x − c_i) over the whole vector x; lo
 coordinates of one block. Everything that a round did is kept, so that tests can hold it against the rule.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 
 import torch
 from torch import Tensor
 
-from parablock_ray.algorithms.base import Commit, LiveModel, Replica, RoundPlan, Server, Visit
+from parablock_ray.algorithms.base import Commit, LiveModel, Replica, RoundPlan, Server, Update, Visit
 from parablock_ray.algorithms.methods import make_method, make_replica, make_server
 from parablock_ray.algorithms.population import Population
 from parablock_ray.algorithms.rng import generator
@@ -82,7 +82,8 @@ def run_toy(toy: Toy) -> History:
             for update in server.updates(applied[worker], plan.reads, visit.variant):
                 chunks = tuple(update.values[start:end] for start, end in wire.bounds(len(update.values)))
                 arrived += [(chunk, chunk.clone()) for chunk in chunks]
-                replica.apply(replace(update, chunks=chunks))
+                for part in _as_it_comes(replica, replace(update, chunks=chunks)):
+                    replica.apply(part)
             replica.forget(plan.reads)
             applied[worker] = max(applied[worker], plan.reads)
             delta = _visit(toy, replica, live, blocks[plan.block].names, plan, visit, history)
@@ -103,6 +104,19 @@ def run_toy(toy: Toy) -> History:
             assert torch.equal(_all(master), history.final)
     assert all(torch.equal(*pair) for pair in arrived), "what arrives may be others' too, and is only read"
     return history
+
+
+def _as_it_comes(replica: Replica, update: Update) -> Iterator[Update]:
+    """As a whole; every second round's, where it may be, in parts, and the first of them before that with others'
+    numbers, as of a client that was refused since."""
+    if update.round % 2 == 0 or not replica.takes_parts:
+        yield update
+        return
+    yield replace(update, chunks=(update.chunks[0] + 1,))
+    start = 0
+    for chunk in update.chunks:
+        yield replace(update, chunks=(chunk,), start=start)
+        start += len(chunk)
 
 
 def _made(

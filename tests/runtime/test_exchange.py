@@ -4,18 +4,19 @@ import asyncio
 import dataclasses
 import time
 import weakref
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from parablock_ray.algorithms.base import RoundPlan, Sent
+from parablock_ray.algorithms.base import RoundPlan, Sent, Update
 from parablock_ray.config import load_config
 from parablock_ray.errors import UserError
 from parablock_ray.network.links import Link
 from parablock_ray.runtime import exchange as exchange_module
-from parablock_ray.runtime.client import way_out
+from parablock_ray.runtime.client import ClientActor, way_out
 from parablock_ray.runtime.exchange import FULL, Arrival, Chunk, Exchange, Outbox, Stream, put
 from parablock_ray.runtime.exchange import Inbox as RealInbox
 from parablock_ray.tracking.events import Span
@@ -57,7 +58,7 @@ async def upload_and_download(duplex: str, server: Server) -> tuple[Span, Span]:
     link = Link(0.8, 0.8, latency_s=0.0, half_duplex=duplex == "half")
     exchange = Exchange(0, 0, link, "duplex", Outbox(server, is_limited=False), Inbox())
     upload = asyncio.create_task(exchange._upload(PLAN, list(CHUNKS)))
-    download = await exchange._download(PLAN, variant=0)
+    download = await exchange._download(PLAN, 0, asyncio.Event())
     return await upload, download
 
 
@@ -145,10 +146,28 @@ def test_a_second_download_follows_the_first_without_a_latency_between_them() ->
         link = Link(0.8, 0.8, latency_s=0.1, half_duplex=False)
         exchange = Exchange(0, 0, link, "duplex", Outbox(Server(), is_limited=False), PublishedAtOnce())
         plans = [PLAN, dataclasses.replace(PLAN, round=2)]
-        return tuple(await asyncio.gather(*(exchange._download(plan, variant=0) for plan in plans)))
+        return tuple(await asyncio.gather(*(exchange._download(plan, 0, asyncio.Event()) for plan in plans)))
 
     first, second = asyncio.run(two_downloads())
     assert second.start_s == pytest.approx(first.start_s + 2 * 0.1, abs=1e-6)
+
+
+def test_what_is_downloaded_need_not_wait_until_the_server_is_done_with_the_upload(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(exchange_module.ray, "put", lambda payload: payload)
+    downloaded = asyncio.Event()
+
+    class Waiting(Server):
+        async def _receive_all(self, sent: list[Sent], *payloads: np.ndarray) -> None:
+            await downloaded.wait()
+
+    async def main() -> list[Span]:
+        link = Link(8.0, 8.0, latency_s=0.0, half_duplex=False)
+        exchange = Exchange(0, 0, link, "duplex", Outbox(Waiting(), is_limited=False), PublishedAtOnce())
+        return await asyncio.wait_for(exchange.run(PLAN, 0, list(CHUNKS), downloaded), 30)
+
+    assert [span.phase for span in asyncio.run(main())] == ["upload", "download"]
 
 
 class Publisher:
@@ -192,6 +211,63 @@ def test_a_worker_fetches_a_publication_once_for_all_its_clients() -> None:
         assert inbox.updates(after=0, up_to=1, variant=0) is None
 
     asyncio.run(main())
+
+
+class Reconsidering(Publisher):
+    """Publishes two chunks of three, and then all of them anew."""
+
+    async def _published(self, round: int, variant: int, num_have: int) -> tuple[list, bool, tuple[int, ...]]:
+        indices, offset = ([0, 1], 0) if num_have == 0 else ([0, 1, 2], 5)
+        return [Chunk(index, self._chunk(round, index + offset)) for index in indices], num_have > 0, ()
+
+
+def test_the_parts_of_an_update_have_their_places_also_when_they_come_again() -> None:
+    async def main() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            inbox = RealInbox(Reconsidering(), torch.float32, tasks.create_task)
+            assert not inbox.is_expected(after=0, up_to=1, variant=0)
+            inbox.expect(PLAN, variant=0)
+            assert inbox.is_expected(after=0, up_to=1, variant=0)
+            assert not inbox.is_expected(after=0, up_to=2, variant=0)
+            parts = [part async for part in inbox.parts(after=0, up_to=1, variant=0)]
+            found = [(part.round, part.block, part.start, part.values.tolist()) for part in parts]
+            again = [(1, 0, 0, [15, 15]), (1, 0, 2, [16, 16]), (1, 0, 4, [17, 17])]
+            assert found == [(1, 0, 0, [10, 10]), (1, 0, 2, [11, 11]), *again]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("takes_parts", [True, False])
+def test_a_chunk_is_in_the_model_before_the_last_is_published(takes_parts: bool) -> None:
+    """Where there is no use for parts, the next round asks for the whole."""
+    applied: list[int] = []
+    is_taken = asyncio.Event()
+
+    class Hesitating(Publisher):
+        async def _published(self, round: int, variant: int, num_have: int) -> tuple[list, bool, tuple[int, ...]]:
+            if num_have == 2 and takes_parts:
+                await is_taken.wait()
+            return await super()._published(round, variant, num_have)
+
+    def apply(part: Update) -> None:
+        applied.append(part.start)
+        if len(applied) == 2:
+            is_taken.set()
+
+    async def now(work: Callable[[], None]) -> None:
+        work()
+
+    async def main() -> dict[int, int]:
+        async with asyncio.timeout(30), asyncio.TaskGroup() as tasks:
+            inbox = RealInbox(Hesitating(), torch.float32, tasks.create_task)
+            inbox.expect(PLAN, variant=0)
+            worker = SimpleNamespace(takes_parts=takes_parts, apply=apply)
+            actor = SimpleNamespace(_inbox=inbox, _worker=worker, _applied={0: 0}, _run=now)
+            await ClientActor._take_in_early(actor, reads=1, variants={0})
+        return actor._applied
+
+    assert asyncio.run(main()) == ({0: 1} if takes_parts else {0: 0})
+    assert applied == ([0, 2, 4] if takes_parts else [])
 
 
 async def _read(stream: Stream[Arrival]) -> list[Arrival]:
