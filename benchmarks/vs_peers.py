@@ -249,22 +249,24 @@ def finished(command: list[str], folder: Path, name: str) -> Found:
 
 def read(folder: Path, peak_bytes: int) -> Found:
     ends_s = json.loads((folder / "rounds.json").read_text())
-    trainings = [
+    per_round = json.loads((folder / "job.json").read_text())["per_round"]
+    trainings = sorted(
         (start_s, end_s, loss, file.name)
         for file in (folder / "steps").iterdir()
         for start_s, end_s, loss in map(json.loads, file.read_text().splitlines())
         if start_s >= ends_s[0]  # before that our workers warm up
-    ]
+    )
     overhead_s, turn_s, train_s = [], [], []
-    for begin_s, end_s in list(itertools.pairwise(ends_s))[1:]:
-        of_round = [each for each in trainings if begin_s <= each[0] < end_s]
+    for round, (begin_s, end_s) in list(enumerate(itertools.pairwise(ends_s)))[1:]:
+        # By count: a worker of ours may begin while the server still closes the round before.
+        of_round = trainings[round * per_round : (round + 1) * per_round]
         of_worker: defaultdict[str, float] = defaultdict(float)
         for first_s, last_s, _, worker in of_round:
             of_worker[worker] += last_s - first_s
         train_s.append(max(of_worker.values()))
         overhead_s.append(end_s - begin_s - train_s[-1])
         turn_s.append(end_s - begin_s - max(each[1] for each in of_round) + min(each[0] for each in of_round))
-    losses = [loss for _, _, loss, _ in sorted(trainings)]
+    losses = [loss for _, _, loss, _ in trainings]
     return Found(overhead_s, statistics.median(turn_s), statistics.median(train_s), losses, peak_bytes)
 
 

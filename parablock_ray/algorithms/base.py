@@ -151,7 +151,7 @@ class LiveModel:
 class Update:
     """What brings a client's copy forward: all chunks of a round's publication, or as much as it needs of them.
 
-    `start`: the place of the first number in the whole vector; not 0 of a later part, see `Replica.takes_parts`.
+    `start`: where the chunks begin in the whole vector; more than 0 only of a later part (`Replica.takes_parts`).
     `holds_weights`: of LoRA in a resumed run, where what was merged one by one is not kept: the adapted weights
     themselves, flat, in fp32.
     """
@@ -238,8 +238,8 @@ class Server(Protocol):
 class Replica(Protocol):
     """The client's half: the model as one worker holds it, dressed for one of its clients at a time.
 
-    `takes_parts`: an update may come in parts, each as soon as it is published. Until the last one is there it is not
-    committed, and parts may come again with what replaces them; no visit starts meanwhile.
+    `takes_parts`: whether `apply` takes an update in parts, each as soon as it is published. Before the last one
+    nothing is final: parts may come again with other values, and no visit starts.
     """
 
     takes_parts: bool

@@ -103,7 +103,8 @@ class BlockReplica:
         """A new value, or a part of it, takes the place of the block's old one."""
         assert self._under_way is None, "a value may not arrive in the middle of a visit"
         tensors, start = self._tensors[update.block], update.start
-        if torch.promote_types(update.chunks[0].dtype, tensors[0].dtype) != tensors[0].dtype:  # they would round it
+        if torch.promote_types(update.chunks[0].dtype, tensors[0].dtype) != tensors[0].dtype:
+            # The model's dtype rounds it: the exact value is kept beside.
             self._let_go_of_kept()
             if update.block not in self._exact:
                 self._exact[update.block] = torch.empty(sum(each.numel() for each in tensors), dtype=self._dtype)
@@ -111,7 +112,7 @@ class BlockReplica:
             write_chunks(start, update.chunks, tensors)
             return
         write_chunks(start, update.chunks, tensors)
-        if self._kept == update.block and len(self._tensors) == 1:  # the next visit would make the same copy anew
+        if self._kept == update.block and len(self._tensors) == 1:  # the next visit's too, which would copy it anew
             end = start + sum(map(len, update.chunks))
             read_from(start, tensors, self._exact[update.block][start:end])
             return

@@ -108,7 +108,8 @@ def write_chunks(start: int, chunks: Iterable[Tensor], tensors: Sequence[Tensor]
 
 
 def read_from(start: int, tensors: Iterable[Tensor], into: Tensor) -> None:
-    """The reverse of `write_chunks`, of one chunk: `into` becomes what the tensors hold there."""
+    """The reverse of `write_chunks`: fill `into` with what the tensors hold from place `start` on. Tensors that are cut
+    must be contiguous."""
     with torch.no_grad():
         for part, place in _parts(start, into.numel(), tensors):
             into[place].view_as(part).copy_(part)

@@ -66,7 +66,7 @@ class _UnderWay:
 class LoraReplica:
     """Frozen weights with what was merged into them, and one set of live factors for every rank that clients have."""
 
-    takes_parts = False  # what is merged is added, and a factor needs all of its numbers
+    takes_parts = False  # what came again would be added twice, and a factor needs all of its numbers
 
     def __init__(self, config: Collecting, population: Population, live: LiveModel, wire: Wire) -> None:
         self._config, self._seed, self._wire, self._live = config, population.seed, wire, live

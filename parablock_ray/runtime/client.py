@@ -72,7 +72,7 @@ class ClientActor:
         self._outbox = Outbox(server, is_limited=config.clients.max_in_flight is not None)
         self._put = way_out(config)
         self._exchanges: dict[int, Exchange] = {}
-        # By client and round: exchanges that are not over. Set as soon as the download is.
+        # By client and round: exchanges that are not over. The event is set when the download is, which may be sooner.
         self._under_way: defaultdict[int, dict[int, asyncio.Event]] = defaultdict(dict)
         self._spans: defaultdict[tuple[int, int], list[Span]] = defaultdict(list)  # (round, client) → what it took
         self._reports: asyncio.Queue[list[Span]] = asyncio.Queue()

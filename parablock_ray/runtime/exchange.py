@@ -163,14 +163,14 @@ class Inbox:
         return updates
 
     def is_expected(self, after: int, up_to: int, variant: int) -> bool:
-        """Whether all of these rounds come here."""
+        """Whether this worker fetches the publications of all these rounds."""
         return all((round, variant) in self._publications for round in range(after + 1, up_to + 1))
 
     async def parts(self, after: int, up_to: int, variant: int) -> AsyncIterator[Update]:
-        """The updates of these rounds, which are expected, in parts: each chunk as soon as it is here. Where an update
+        """The updates of these rounds, which are expected, in parts: each chunk as soon as it is here. Where a client
         was refused in mid-round the first chunks come again, with what replaces them."""
         for round in range(after + 1, up_to + 1):
-            made, starts = self._publications[round, variant], [0]
+            made, starts = self._publications[round, variant], [0]  # where each chunk begins, also when it comes again
             async for arrival in made.chunks.each():
                 values, start = from_payload(arrival.payload, self._wire_dtype), starts[arrival.index]
                 starts[arrival.index + 1 :] = [start + len(values)]
@@ -257,7 +257,7 @@ class Exchange:
     ) -> list[Span]:
         """Send the upload (in chunks) and receive what the round brings; the spans of both. `chunks` is used up: what
         is on its way is in the object store, and need not be here too. `downloaded` is set as soon as the download is
-        complete, which may be before the server has answered the upload: it does when it is done with it.
+        complete, which may be before the server has answered the upload: of the last one it commits the round first.
 
         Side by side: cut-through publishes the first chunks while the last ones are still on their way up.
         """

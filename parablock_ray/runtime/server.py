@@ -92,7 +92,7 @@ class ServerActor:
 
     async def complete_checkpoint(self, round: int, about: Mapping[str, Any]) -> None:
         """This round's checkpoint may be used; answers when it is written."""
-        # In the thread, which has begun it: a commit is told before that.
+        # In the thread that begins checkpoints: the commit is told first, so out here this one might not have begun.
         written = await self._run(lambda: self._master.checkpoints.complete(round, about))
         await asyncio.wrap_future(written)
 

@@ -107,8 +107,8 @@ def run_toy(toy: Toy) -> History:
 
 
 def _as_it_comes(replica: Replica, update: Update) -> Iterator[Update]:
-    """As a whole; every second round's, where it may be, in parts, and the first of them before that with others'
-    numbers, as of a client that was refused since."""
+    """Even rounds as a whole. Odd ones in parts, where the replica takes them, and the first part before that with
+    wrong numbers, as when a client is refused in mid-round."""
     if update.round % 2 == 0 or not replica.takes_parts:
         yield update
         return

@@ -21,18 +21,20 @@ def vs_peers(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def test_overhead_is_the_round_without_the_busiest_worker(vs_peers, tmp_path):
+    """The third begins when a worker has what it needs, before the server has closed the second."""
     (tmp_path / "rounds.json").write_text(json.dumps([100.0, 110.0, 115.0, 121.0]))
+    (tmp_path / "job.json").write_text(json.dumps({"per_round": 3}))
     (tmp_path / "steps").mkdir()
-    one = [(101.0, 104.0, 9.0), (110.5, 111.5, 5.0), (112.0, 113.5, 4.0), (116.0, 117.0, 2.0)]
-    other = [(110.5, 111.0, 4.5), (116.5, 120.5, 1.0)]
+    one = [(101.0, 104.0, 9.0), (105.0, 106.0, 8.0), (110.5, 111.5, 5.0), (112.0, 113.5, 4.0), (114.75, 117.0, 2.0)]
+    other = [(101.0, 102.0, 8.5), (110.5, 111.0, 4.5), (116.5, 120.0, 1.0), (120.0, 120.5, 0.5)]
     for name, trainings in (("1.jsonl", one), ("2.jsonl", other)):
         (tmp_path / "steps" / name).write_text("\n".join(map(json.dumps, trainings)))
     found = vs_peers.read(tmp_path, peak_bytes=7)
     assert found.overhead_s == [5.0 - 2.5, 6.0 - 4.0]  # of the rounds but the first
-    assert found.turn_s == ((0.5 + 1.5) + (1.0 + 0.5)) / 2
+    assert found.turn_s == ((0.5 + 1.5) + (-0.25 + 0.5)) / 2
     assert found.train_s == (2.5 + 4.0) / 2
-    assert found.losses == [9.0, 4.5, 5.0, 4.0, 2.0, 1.0]
-    assert vs_peers.last_loss(found) == 1.0
+    assert found.losses == [8.5, 9.0, 8.0, 4.5, 5.0, 4.0, 2.0, 1.0, 0.5]
+    assert vs_peers.last_loss(found) == 0.75
 
 
 def test_sides_that_do_not_train_alike_have_no_ratio(vs_peers):
