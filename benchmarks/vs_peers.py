@@ -256,6 +256,9 @@ def read(folder: Path, peak_bytes: int) -> Found:
         for start_s, end_s, loss in map(json.loads, file.read_text().splitlines())
         if start_s >= ends_s[0]  # before that our workers warm up
     )
+    num_due = per_round * (len(ends_s) - 1)
+    if len(trainings) != num_due:
+        raise SystemExit(f"{len(trainings)} of {num_due} trainings took place: no ratio means anything")
     overhead_s, turn_s, train_s = [], [], []
     for round, (begin_s, end_s) in list(enumerate(itertools.pairwise(ends_s)))[1:]:
         # By count: a worker of ours may begin while the server still closes the round before.

@@ -35,6 +35,9 @@ def test_overhead_is_the_round_without_the_busiest_worker(vs_peers, tmp_path):
     assert found.train_s == (2.5 + 4.0) / 2
     assert found.losses == [8.5, 9.0, 8.0, 4.5, 5.0, 4.0, 2.0, 1.0, 0.5]
     assert vs_peers.last_loss(found) == 0.75
+    (tmp_path / "steps" / "2.jsonl").unlink()  # its process has died
+    with pytest.raises(SystemExit, match="5 of 9 trainings"):
+        vs_peers.read(tmp_path, peak_bytes=7)
 
 
 def test_sides_that_do_not_train_alike_have_no_ratio(vs_peers):
