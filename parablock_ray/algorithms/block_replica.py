@@ -97,23 +97,26 @@ class BlockReplica:
         }
         self._kept: int | None = None  # a block that they hold, whose copy the next visit can do with
         self._pending: dict[int, list[_Pending]] = {}
+        self._incomplete: int | None = None  # the block of a new value whose last part is to come
         self._under_way: _UnderWay | None = None
 
     def apply(self, update: Update) -> None:
         """A new value, or a part of it, takes the place of the block's old one."""
         assert self._under_way is None, "a value may not arrive in the middle of a visit"
+        assert self._incomplete in (None, update.block), "the last part of a value is missing"
         tensors, start = self._tensors[update.block], update.start
+        num_params, end = sum(each.numel() for each in tensors), start + sum(map(len, update.chunks))
+        self._incomplete = update.block if end < num_params else None
         if torch.promote_types(update.chunks[0].dtype, tensors[0].dtype) != tensors[0].dtype:
             # The model's dtype rounds it: the exact value is kept beside.
             self._let_go_of_kept()
             if update.block not in self._exact:
-                self._exact[update.block] = torch.empty(sum(each.numel() for each in tensors), dtype=self._dtype)
+                self._exact[update.block] = torch.empty(num_params, dtype=self._dtype)
             write_chunks(start, update.chunks, [self._exact[update.block]])
             write_chunks(start, update.chunks, tensors)
             return
         write_chunks(start, update.chunks, tensors)
         if self._kept == update.block and len(self._tensors) == 1:  # the next visit's too, which would copy it anew
-            end = start + sum(map(len, update.chunks))
             read_from(start, tensors, self._exact[update.block][start:end])
             return
         self._let_go_of_kept()
@@ -131,6 +134,7 @@ class BlockReplica:
     def start(self, plan: RoundPlan, visit: Visit) -> Sequence[Parameter]:
         """Dress the model as z_i; the parameters of b_t."""
         assert self._under_way is None
+        assert self._incomplete is None, "the last part of a value is missing"
         factor = correction_factor(self._correction, visit)
         pending = [each for each in self._pending.get(visit.client, []) if each.round > plan.reads]
         dressed = tuple(sorted({plan.block, *(each.block for each in pending)}))

@@ -5,9 +5,12 @@ import random
 import pytest
 import torch
 
+from parablock_ray.algorithms.base import RoundPlan, Update, Visit
+from parablock_ray.algorithms.population import Population
+from parablock_ray.algorithms.wire import Wire
 from parablock_ray.config.method import FedAvg, FedBCD, FedCyBGD, ParaBlock
 from parablock_ray.config.training import ServerAdaptive, ServerMomentum, ServerSGD
-from tests.algorithms.toy import SIZE, History, Toy, objective, run_toy
+from tests.algorithms.toy import SIZE, History, Toy, make_all, objective, run_toy
 
 COMMON = {"rounds": 14, "num_blocks": 3, "local_steps": 3, "lr": 0.05, "batch_size": 1}
 WIRES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
@@ -196,3 +199,16 @@ def test_fedcybgd_overwrites_one_clients_block_at_a_time():
         assert torch.equal(after[where], before[where] + history.deltas[plan.round, visit.client])
     visited = [plan.visits[0].client for plan in history.plans]
     assert [sorted(visited[at : at + 4]) for at in (0, 4, 8)] == [[0, 1, 2, 3]] * 3
+
+
+def test_no_visit_starts_from_half_a_value():
+    toy, wire, values = Toy(fedbcd()), Wire(torch.float64, 40), torch.ones(12, dtype=torch.float64)
+    [replica] = make_all(toy, Population(toy.num_examples, 4, seed=0), wire)[3]
+    plan, visit = RoundPlan(round=1, block=0, reads=0, visits=(), lr=0.0), Visit(0, 5, weight=5, share=1.0)
+    replica.apply(Update(0, 0, 0, (values[:6],)))
+    with pytest.raises(AssertionError, match="last part"):
+        replica.start(plan, visit)
+    with pytest.raises(AssertionError, match="last part"):
+        replica.apply(Update(1, 1, 0, (values,)))
+    replica.apply(Update(0, 0, 0, (values[6:],), start=6))
+    replica.start(plan, visit)

@@ -65,7 +65,7 @@ def run_toy(toy: Toy) -> History:
     population = Population(toy.num_examples, toy.per_round or len(toy.num_examples), toy.seed)
     method = make_method(toy.method, population)
     wire = Wire(toy.wire_dtype, toy.chunk_bytes)
-    master, server, lives, replicas = _made(toy, population, wire)
+    master, server, lives, replicas = make_all(toy, population, wire)
     states: dict[int, dict[str, Tensor]] = {}
     blocks = server.layout.blocks
     history = History(versions=[_all(master)], block_slices=_slices(blocks))
@@ -97,7 +97,7 @@ def run_toy(toy: Toy) -> History:
                     history.versions.append(_all(master))
                     states[round] = server.state()
         if round == toy.resumes_after:
-            master, server, lives, replicas = _made(toy, population, wire)
+            master, server, lives, replicas = make_all(toy, population, wire)
             applied = [-1] * toy.num_workers
             of_client = partial(_hosted, replicas)
             play_back(server, of_client, history.plans, states, history.deltas, wire)
@@ -119,7 +119,7 @@ def _as_it_comes(replica: Replica, update: Update) -> Iterator[Update]:
         start += len(chunk)
 
 
-def _made(
+def make_all(
     toy: Toy, population: Population, wire: Wire
 ) -> tuple[dict[str, Tensor], Server, list[dict[str, Tensor]], list[Replica]]:
     """The master's parameters and its server, the workers' models and their replicas."""
